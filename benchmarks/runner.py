@@ -1,0 +1,166 @@
+"""Runs workloads: rivals interleaved, fresh folders, failures kept as rows.
+
+Owns: the order of the repetitions, the folders, the processes. Does not own: what is
+timed (`benchmarks.workloads`) or how it is shown (`benchmarks.report`).
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from multiprocessing import get_context
+from pathlib import Path
+
+from benchmarks.plan import Case, Figures, Sizes, Workload
+from benchmarks.rivals import RIVALS
+from benchmarks.workloads import WORKLOADS
+
+__all__ = ["Outcome", "run"]
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What one rival showed in one workload.
+
+    Attributes
+    ----------
+    workload, rival : str
+        Their names.
+    samples : list of Figures
+        One per repetition; the n-th of all rivals ran one after the other.
+    skipped : str
+        Why it did not take part; empty when it did.
+    failed : str
+        The error that ended it; empty when none did.
+    """
+
+    workload: str
+    rival: str
+    samples: list[Figures] = field(default_factory=list)
+    skipped: str = ""
+    failed: str = ""
+
+
+def run(
+    workload: Workload,
+    sizes: Sizes,
+    folder: Path,
+    *,
+    repeat: int,
+    rivals: Sequence[str] | None = None,
+    fair: bool = True,
+    tick: Callable[[str], object] = str,
+) -> list[Outcome]:
+    """Measure all rivals of *workload*, A B C A B C …
+
+    Parameters
+    ----------
+    workload : Workload
+        What to measure.
+    sizes : Sizes
+        With how much data.
+    folder : Path
+        Where the stores go; what is made in it is removed again.
+    repeat : int
+        Repetitions.
+    rivals : sequence of str, optional
+        Only these.
+    fair : bool, optional
+        Wait for the disk before large workloads, and give those that ask for it a
+        process for each repetition. ``False``: only try whether it runs.
+    tick : callable, optional
+        Called with ``workload: rival`` before each repetition.
+
+    Returns
+    -------
+    list of Outcome
+        One per rival of the workload, also of those skipped or failed.
+    """
+    apart = fair and workload.alone
+    root = folder / workload.name
+    outcomes = [
+        Outcome(workload.name, name, skipped=_absence(workload, name))
+        for name in workload.rivals
+        if rivals is None or name in rivals
+    ]
+    try:
+        for outcome in outcomes:
+            home = root / outcome.rival
+            if workload.prepare is not None and not outcome.skipped:
+                home.mkdir(parents=True)
+                _attempt(_prepare, outcome, sizes, home, apart)
+        for repetition in range(repeat):
+            for outcome in outcomes:
+                tick(f"{workload.name}: {outcome.rival}")
+                if not (outcome.skipped or outcome.failed):
+                    if fair and workload.clean:
+                        # What is still unwritten would be written on our time.
+                        os.sync()
+                    _repeat(workload, outcome, sizes, root, repetition, apart)
+    finally:
+        shutil.rmtree(root, ignore_errors=True)
+    return outcomes
+
+
+def _absence(workload: Workload, rival: str) -> str:
+    """Why *rival* cannot take part; empty when it can."""
+    for module in workload.needs:
+        if importlib.util.find_spec(module) is None:
+            return f"{module} is not installed"
+    return RIVALS[rival].absence()
+
+
+def _repeat(
+    workload: Workload,
+    outcome: Outcome,
+    sizes: Sizes,
+    root: Path,
+    repetition: int,
+    apart: bool,
+) -> None:
+    """One repetition of one rival, in a fresh folder unless one was prepared."""
+    home = root / outcome.rival
+    if workload.prepare is None:
+        home = root / f"{outcome.rival}-{repetition}"
+        home.mkdir(parents=True)
+    figures = _attempt(_measure, outcome, sizes, home, apart)
+    if figures is not None:
+        outcome.samples.append(figures)
+    if workload.clean:
+        shutil.rmtree(home)
+
+
+def _attempt(
+    step: Callable[[str, str, Sizes, Path], Figures | None],
+    outcome: Outcome,
+    sizes: Sizes,
+    home: Path,
+    apart: bool,
+) -> Figures | None:
+    """Run *step*, here or in a process of its own; note its failure."""
+    arguments = (outcome.workload, outcome.rival, sizes, home)
+    try:
+        if not apart:
+            return step(*arguments)
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+            return pool.submit(step, *arguments).result()
+    except Exception as error:  # noqa: BLE001
+        # Any rival may fail in any way; that is a row of the table, not the end.
+        outcome.failed = f"{type(error).__name__}: {error}"
+        return None
+
+
+def _prepare(workload: str, rival: str, sizes: Sizes, home: Path) -> None:
+    """Fill the folder."""
+    prepare = WORKLOADS[workload].prepare
+    if prepare is not None:
+        prepare(Case(RIVALS[rival], sizes, home))
+
+
+def _measure(workload: str, rival: str, sizes: Sizes, home: Path) -> Figures:
+    """Measure once."""
+    return WORKLOADS[workload].run(Case(RIVALS[rival], sizes, home))

@@ -1,0 +1,658 @@
+"""The chest itself: the mapping that users see.
+
+Owns: the semantics of ``dict``, each method a few steps of the engine's, and the names of
+chest 1.x at the foot. Does not own: how values move, or when they are published.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pickle
+from collections.abc import (
+    Callable,
+    Hashable,
+    ItemsView,
+    Iterable,
+    Iterator,
+    Mapping,
+    MutableMapping,
+    ValuesView,
+)
+from typing import Any, Self
+
+from chest import errors, keys, settings
+from chest.keys import key_to_filename as key_to_filename  # chest 1.x has it here
+from chest.memory import GONE, Slot, weigh
+from chest.settings import Settings, check_word, nothing, open_many, pickle_dump
+from chest.sizing import nbytes as nbytes  # and this
+from chest.upkeep import Upkeep
+
+__all__ = ["Chest"]
+
+MISSING: Any = object()
+
+
+class Chest(Upkeep, MutableMapping[Any, Any]):
+    """A dict that keeps its values in memory under a byte budget, the rest on disk.
+
+    Parameters
+    ----------
+    data : Mapping or iterable of pairs, optional
+        First contents. A str or PathLike given here is the *path*.
+    path : str or PathLike, optional
+        The folder; made with mode 0700 where there is none. Without one a temporary
+        folder is used, and removed at the end.
+    available_memory : int, float or str
+        Budget of bytes for values in memory: a number, ``"4GB"``, or ``"25%"`` of the
+        memory that this process may use.
+    dump, load : callable
+        Write a value to an open file and read it back, like those of `json`. Given
+        either, values are kept in your own format.
+    key_to_filename : callable
+        key → relative name of its file.
+    on_miss, on_overflow : callable
+        Called with the key before a value is read from disk, and before one is written
+        because memory is full.
+    open, open_many : callable
+        Open one file, or a list of files as a context manager, for *dump* and *load*.
+    mode : {"b", "t"}
+        Binary or text files for *dump* and *load*.
+    format : {"pickle", "data"}
+        How values are written. ``"data"`` never uses pickle and refuses what needs it.
+    policy : {"largest", "lru", "costly"} or Policy
+        Who leaves memory first.
+    mapped : {"r", "copy", False}
+        Large values come back as views of their mapped file: read-only, private and
+        writable, or not at all (they are read).
+    publish : {"flush", "each"}
+        When ``c[key] = value`` becomes visible to others: when it is spilled or flushed,
+        or at once.
+    durability : {"process", "power", "memory"}
+        What a published value survives: the death of any process; also a power cut; or
+        nothing is promised.
+    trust : {"owner", "data", "any"}
+        Pickles are loaded only where nobody but this user (or root) can have written
+        them; never; or always, at your own risk.
+    sign_key : bytes, callable or "env:NAME", optional
+        Every file and record carries, and must carry, a keyed hash made with it.
+    verify : {"stream", "full"}
+        Check all that is decoded; or mapped bytes as well, each time they are mapped.
+    readonly : bool
+        Nothing is written, not even a lock is taken.
+    timeout : float, optional
+        Seconds to wait for another process's lock; ``None``: as long as it takes.
+    available_disk : int or str, optional
+        Budget of bytes for files; the least recently used keys are deleted beyond it.
+    umask : bool
+        Make files and folders with the modes that the umask leaves, not 0600 and 0700.
+
+    Raises
+    ------
+    ValueError
+        An option has a value that it does not take.
+    UntrustedError
+        The folder can be written to by somebody else.
+    CorruptChestError, VersionError, SignatureError
+        The folder's manifest cannot be read; nothing was changed.
+
+    Notes
+    -----
+    What is set is *published*, that is, visible to other processes and safe from a crash,
+    when it is spilled, or by `flush`, `sync`, `close`, leaving ``with``, or the end of the
+    process. ``del``, `pop`, `popitem`, `setdefault`, `clear` and `edit` publish at once.
+
+    All methods may be called from any thread. A chest may be used on both sides of a
+    fork, and can be pickled: it travels as its path and options.
+
+    Examples
+    --------
+    >>> c = Chest(available_memory="100MB")
+    >>> c["x"] = [1, 2, 3]
+    >>> c["x"]
+    [1, 2, 3]
+    >>> c.flush()
+    >>> import os
+    >>> sorted(os.listdir(c.path))
+    ['.keys', 'x']
+    >>> c.close()
+    """
+
+    __slots__ = ()
+
+    def __init__(
+        self,
+        data: Any = None,
+        path: str | os.PathLike[str] | None = None,
+        available_memory: float | str | None = None,
+        dump: Callable[..., object] = pickle_dump,
+        load: Callable[..., object] = pickle.load,
+        key_to_filename: Callable[[Any], str] = key_to_filename,
+        on_miss: Callable[[Any], object] = nothing,
+        on_overflow: Callable[[Any], object] = nothing,
+        open: Callable[..., Any] = open,
+        open_many: Callable[..., Any] = open_many,
+        mode: str = "b",
+        *,
+        format: str = "pickle",
+        policy: Any = "largest",
+        mapped: str | bool = "r",
+        publish: str = "flush",
+        durability: str = "process",
+        trust: str = "owner",
+        sign_key: Any = None,
+        verify: str = "stream",
+        readonly: bool = False,
+        timeout: float | None = None,
+        available_disk: float | str | None = None,
+        umask: bool = False,
+    ) -> None:
+        self._closed = True  # until there is something to close
+        if path is None and isinstance(data, str | os.PathLike):
+            data, path = None, data
+        if available_memory is None:
+            available_memory = settings.DEFAULT_MEMORY
+        given = locals()
+        options = {name: given[name] for name in settings.NAMES}
+        self._start(path, Settings(**options))
+        if data is not None:
+            self.update(data)
+
+    # -- one key -----------------------------------------------------------------------
+
+    def __getitem__(self, key: Hashable) -> Any:
+        """The value of *key*; O(1) and without a lock when it is in memory.
+
+        Raises
+        ------
+        KeyError
+            There is no such key.
+        CorruptValueError, DecodingError, UntrustedError
+            There is, but its value cannot be had.
+        """
+        if self._word[1] != self._seen:
+            self.refresh()
+        try:
+            slot = self._slots[key]
+        except KeyError:
+            return self._load(key)
+        slot.tick = self._tick()
+        value = slot.value
+        # Another thread let the slot go after this one had found it.
+        return value if value is not GONE else self[key]
+
+    def __setitem__(self, key: Hashable, value: Any) -> None:
+        """Keep *value*; published at the next spill, flush or close."""
+        self._set(key, value, None)
+
+    def set(
+        self,
+        key: Hashable,
+        value: Any,
+        *,
+        format: str | None = None,
+        mapped: Any = None,
+    ) -> None:
+        """``c[key] = value`` with options of the key's own.
+
+        Parameters
+        ----------
+        key : Hashable
+        value : object
+        format : {"pickle", "data"}, optional
+            Instead of the chest's.
+        mapped : {"r", "copy", False}, optional
+            Instead of the chest's; written down with the value.
+        """
+        if format is not None:
+            check_word("format", format, settings.WORDS["format"])
+            if format == "pickle" and self._settings.trust == "data":
+                msg = "format='pickle' cannot be had with trust='data'"
+                raise ValueError(msg)
+        if mapped is not None:
+            check_word("mapped", mapped, settings.WORDS["mapped"])
+        how = "no" if mapped is False else mapped
+        self._set(key, value, (format, how))
+
+    def _set(
+        self,
+        key: Hashable,
+        value: Any,
+        options: tuple[str | None, str | None] | None,
+    ) -> Slot:
+        if self._word[1] != self._seen:
+            self.refresh()
+        if self._unusual and self._settings.readonly:
+            msg = f"{self.path} was opened with readonly=True"
+            raise errors.ReadOnlyError(msg, key=key, path=self.path)
+        if type(key) not in keys.PLAIN:
+            keys.encode(key)  # a key that cannot be written is refused here, not later
+        weight = weigh(value)
+        memory = self._memory
+        with self.lock:
+            slot = memory.put(key, value, self._birth(key), weight, options)
+        if memory.used > memory.budget:
+            if slot.nbytes > memory.budget:
+                self._evict([slot])
+            self.shrink()
+        if self._unusual and self._settings.publish == "each":
+            self._raise_first(self._write_out([slot], keep=True))
+        return slot
+
+    def __delitem__(self, key: Hashable) -> None:
+        """Remove *key* for everyone, at once; its value is not read."""
+        with self._publishing():
+            slot = self._slots.get(key)
+            names: list[str] = []
+            if self._manifest.index.get(key) is not None:
+                names = self._spill.remove([key])
+            elif slot is None:
+                raise KeyError(key)
+            if slot is not None:
+                self._memory.drop(slot)
+            self._fresh.pop(key, None)
+        self._spill.delete(names)
+
+    def __contains__(self, key: Any) -> bool:
+        """Whether *key* is there; O(1), nothing is read."""
+        if self._word[1] != self._seen:
+            self.refresh()
+        return key in self._slots or self._manifest.index.get(key) is not None
+
+    def pop(self, key: Hashable, default: Any = MISSING) -> Any:
+        """Remove *key* and return its value; only one of several callers gets it."""
+        while True:
+            try:
+                value = self[key]
+            except KeyError:
+                if default is MISSING:
+                    raise
+                return default
+            if self._take(key, value):
+                return value
+
+    def popitem(self) -> tuple[Any, Any]:
+        """Remove the key that came last, and return it with its value."""
+        while True:
+            self._look()
+            with self.lock:
+                key = self._last()
+            with contextlib.suppress(KeyError):  # somebody else took it: the next one
+                return key, self.pop(key)
+
+    def _take(self, key: Hashable, value: Any) -> bool:
+        """Delete *key* if its value is still the one that was read."""
+        entry = self._manifest.index.get(key)
+        with self._publishing():
+            slot = self._slots.get(key)
+            if slot is not None:
+                if slot.value is not value:
+                    return False
+            elif entry is None or self._manifest.index.get(key) is not entry:
+                return False
+            del self[key]
+        return True
+
+    def setdefault(self, key: Hashable, default: Any = None) -> Any:
+        """The value of *key*, which is *default* from now on if there was none.
+
+        Of several processes that ask at once, all get the value of the first.
+        """
+        while True:
+            try:
+                return self[key]
+            except KeyError:
+                weight = weigh(default)
+                job = self._job(Slot(key, default, nbytes(default), 0, 0, 0))
+                written = self._spill.encode(job)
+            try:
+                with self._publishing():
+                    if key in self._slots or self._manifest.index.get(key) is not None:
+                        continue
+                    slot = self._memory.put(key, default, self._birth(key), weight)
+                    written.entry.birth = slot.birth
+                    self._publish([(slot, written)])
+            finally:
+                self._spill.discard([written])  # unless it was published
+            self.shrink()
+            return default
+
+    @contextlib.contextmanager
+    def edit(self, key: Hashable) -> Iterator[Any]:
+        """A copy of the value to change in a ``with`` block; stored at its end.
+
+        On an exception nothing is stored. The value is published before the copy is
+        made, so that no change of the block can reach it.
+
+        Examples
+        --------
+        >>> c = Chest()
+        >>> c["x"] = [1, 2]
+        >>> with c.edit("x") as value:
+        ...     value.append(3)
+        >>> c["x"]
+        [1, 2, 3]
+        """
+        slot = self._slots.get(key)
+        if slot is not None and slot.dirty:
+            self._raise_first(self._write_out([slot], keep=True))
+        value = self._read(key, mapped="copy")[0]
+        yield value
+        changed = self._set(key, value, slot.options if slot is not None else None)
+        self._raise_first(self._write_out([changed], keep=True))
+
+    # -- all keys ----------------------------------------------------------------------
+
+    def __iter__(self) -> Iterator[Any]:
+        """The keys in the order in which they were first set, as they are now."""
+        self._look()
+        with self.lock:
+            return iter(self._ordered())
+
+    def __reversed__(self) -> Iterator[Any]:
+        """The keys, the last one first."""
+        self._look()
+        with self.lock:
+            return reversed(self._ordered())
+
+    def values(self) -> ValuesView[Any]:
+        """A view of the values; keys that others delete meanwhile are passed over."""
+        return _Values(self)
+
+    def items(self) -> ItemsView[Any, Any]:
+        """A view of the pairs; keys that others delete meanwhile are passed over."""
+        return _Items(self)
+
+    def clear(self) -> None:
+        """Remove all keys for everyone, at once."""
+        with self._publishing():
+            names = self._spill.remove_all() if len(self._manifest.index) else []
+            self._memory.clear()
+            self._fresh.clear()
+        self._spill.delete(names)
+
+    def update(self, other: Any = (), /, overwrite: Any = True, **more: Any) -> None:
+        """Take over pairs, as ``dict.update`` does; from another chest by hard link.
+
+        Parameters
+        ----------
+        other : Mapping, iterable of pairs, or Chest
+            A chest is synced first; its files are linked, not copied, where the file
+            system can, and are independent from then on.
+        overwrite : bool
+            False keeps the values of keys that are there already. With any other value
+            than a bool, ``overwrite`` is a key like other keywords.
+        """
+        if not isinstance(overwrite, bool):
+            more["overwrite"], overwrite = overwrite, True
+        if isinstance(other, Chest) and other._can_be_linked_to(self):
+            self._adopt(other, overwrite=overwrite)
+            other = ()
+        keyed = isinstance(other, Mapping) or hasattr(other, "keys")
+        if keyed:  # dict.update asks for keys(), whatever iteration gives
+            pairs = ((key, other[key]) for key in other.keys())  # noqa: SIM118
+        else:
+            pairs = other
+        for source in (pairs, more.items()):
+            for key, value in source:
+                if overwrite or key not in self:
+                    self[key] = value
+
+    def copy(self) -> Self:
+        """A new chest in a temporary folder with the same pairs; files are linked."""
+        new = self._like(None)
+        new.update(self)
+        return new
+
+    def snapshot(self, path: str | os.PathLike[str]) -> Self:
+        """Flush, then make a chest at *path* of hard links: independent from then on.
+
+        Across file systems the files are copied.
+
+        Raises
+        ------
+        FileExistsError
+            There is something at *path* already.
+        """
+        if os.path.lexists(path):
+            msg = f"{os.fspath(path)} is there already"
+            raise FileExistsError(msg)
+        self.flush()
+        new = self._like(path)
+        new.update(self)
+        new.flush()
+        return new
+
+    def __eq__(self, other: object) -> bool:
+        """Equal keys with equal values, as for a dict; may read every value."""
+        if not isinstance(other, Mapping):
+            return NotImplemented
+        if self is other:
+            return True
+        if len(self) != len(other):
+            return False
+        for key, value in self.items():
+            theirs = other.get(key, MISSING)
+            if theirs is MISSING or not (theirs is value or theirs == value):
+                return False
+        return True
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __or__(self, other: object) -> Self:
+        """A new chest with the pairs of both; *other* wins."""
+        if not isinstance(other, Mapping):
+            return NotImplemented
+        new = self.copy()
+        new.update(other)
+        return new
+
+    def __ror__(self, other: object) -> Self:
+        """A new chest with the pairs of both; this one wins."""
+        if not isinstance(other, Mapping):
+            return NotImplemented
+        new = self._like(None)
+        new.update(other)
+        new.update(self)
+        return new
+
+    def __ior__(self, other: Any) -> Self:  # type: ignore[misc]
+        """`update`."""
+        self.update(other)
+        return self
+
+    @classmethod
+    def fromkeys(cls, keys: Iterable[Hashable], value: Any = None) -> Self:
+        """A new chest in a temporary folder with one value for all *keys*."""
+        new = cls()
+        for key in keys:
+            new[key] = value
+        return new
+
+    # -- disk --------------------------------------------------------------------------
+
+    def flush(self) -> None:
+        """Write and publish every value that needs it, and empty the memory.
+
+        Values that were changed in place since they were read are written again; others
+        are not written twice.
+
+        Raises
+        ------
+        EncodingError, StoreError
+            For the first value that could not be written; it stays in memory, and so do
+            others that failed (a note says how many). The rest is published.
+        """
+        self._sync(keep=False)
+
+    def sync(self) -> None:
+        """Write and publish every value that needs it, and keep all in memory.
+
+        Raises
+        ------
+        EncodingError, StoreError
+            As `flush`.
+        """
+        self._sync(keep=True)
+
+    def close(self) -> None:
+        """Publish everything and release the folder; a temporary one is removed.
+
+        Safe to call twice. When something cannot be written the error is raised and the
+        chest stays open, with the value in it.
+        """
+        if self._closed:
+            return
+        if self._explicitly_given_path and not self._settings.readonly:
+            self.flush()
+        self._release()
+
+    def drop(self) -> None:
+        """Delete the chest from the disk, for everyone.
+
+        Only what chest made is removed; the folder goes with it if nothing else is in
+        it. Other processes that have it open get `DroppedError`.
+        """
+        if self._closed:
+            if os.path.isdir(self.path):
+                _reopen(type(self), self.path, self._settings).drop()
+            return
+        self._remove_files()
+        self._release()
+
+    # -- lifetime ----------------------------------------------------------------------
+
+    def __enter__(self) -> Self:
+        self._check_open()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        """`close`; an explicit path is kept, a temporary folder is removed."""
+        self.close()
+
+    def __del__(self) -> None:
+        """Close what was left open; a value that cannot be written is logged."""
+        # Half-made chests have no attributes; at_exit never raises.
+        if not getattr(self, "_closed", True):
+            self.at_exit()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Travel as path and options; what is dirty is published first."""
+        self._check_open()
+        if not self._settings.readonly:
+            self.sync()
+        return _reopen, (type(self), self.path, self._settings)
+
+    def _like(self, path: str | os.PathLike[str] | None) -> Self:
+        """An empty chest with the same options."""
+        new = type(self).__new__(type(self))
+        new._closed = True
+        new._start(path, self._settings)
+        return new
+
+    def _can_be_linked_to(self, other: Chest) -> bool:
+        """Files of this chest mean the same in *other*."""
+        mine, theirs = self._settings, other._settings
+        if mine.is_custom or theirs.is_custom:
+            return (mine.dump, mine.load) == (theirs.dump, theirs.load)
+        return mine.trust == theirs.trust
+
+    def _adopt(self, other: Chest, *, overwrite: bool) -> None:
+        """Take over the files of *other*."""
+        other.sync()
+        with other.lock:
+            entries = list(other._manifest.index.ordered().items())
+        if not overwrite:
+            entries = [(key, entry) for key, entry in entries if key not in self]
+        self._adopt_files(other._spill.store.home.join, entries)
+
+    # -- names of chest 1.x ------------------------------------------------------------
+
+    @property
+    def dump(self) -> Callable[..., object]:
+        """The function that writes a value to an open file."""
+        return self._settings.dump
+
+    @property
+    def load(self) -> Callable[..., object]:
+        """The function that reads a value from an open file."""
+        return self._settings.load
+
+    @property
+    def mode(self) -> str:
+        """``"b"`` or ``"t"``: how files are opened for `dump` and `load`."""
+        return self._settings.mode
+
+    @property
+    def open(self) -> Callable[..., Any]:
+        """The function that opens a file for `dump` and `load`."""
+        return self._settings.open
+
+    @property
+    def open_many(self) -> Callable[..., Any]:
+        """The function that opens a list of files for `load`."""
+        return self._settings.open_many
+
+    def prefetch(self, keys: Any) -> None:
+        """Read a key, or each of a list of keys, into memory; no miss is reported."""
+        wanted = keys if isinstance(keys, list | set | frozenset) else [keys]
+        self._look()
+        self._fetch([key for key in wanted if key not in self._slots])
+
+    def move_to_disk(self, key: Hashable) -> None:
+        """Write the value of *key* and let it go from memory."""
+        slot = self._slots.get(key)
+        if slot is None:
+            if key not in self:
+                raise KeyError(key)
+            return
+        self._settings.on_overflow(key)
+        self._raise_first(self._write_out([slot], keep=False))
+
+    def get_from_disk(self, key: Hashable) -> None:
+        """Read the value of *key* into memory; nothing when it is there."""
+        self._look()
+        if key not in self._slots:
+            self._fetch([key])
+
+    def write_keys(self) -> None:
+        """`sync`."""
+        self.sync()
+
+
+def _reopen(kind: type[Chest], path: str, options: Settings) -> Chest:
+    """Open a chest that travelled as path and options."""
+    new = kind.__new__(kind)
+    new._closed = True
+    new._start(path, options)
+    return new
+
+
+class _Values(ValuesView[Any]):
+    """Values in order."""
+
+    __slots__ = ()
+    _mapping: Chest
+
+    def __iter__(self) -> Iterator[Any]:
+        for _, value in _pairs(self._mapping):
+            yield value
+
+
+class _Items(ItemsView[Any, Any]):
+    """Pairs in order."""
+
+    __slots__ = ()
+    _mapping: Chest
+
+    def __iter__(self) -> Iterator[tuple[Any, Any]]:
+        return _pairs(self._mapping)
+
+
+def _pairs(chest: Any) -> Iterator[tuple[Any, Any]]:
+    for key in chest:
+        try:
+            value = chest[key]
+        except KeyError:
+            continue  # deleted since the iteration began
+        yield key, value

@@ -1,0 +1,406 @@
+"""The engine of a chest: the memory tier over the spill tier, and when what is published.
+
+Owns: the locks' order, publication, spilling, loading, what a fork and an exit do. Does
+not own: the mapping that users see, sizes, victims, files, records.
+
+No lock is held while a value is encoded, written, read or decoded.
+
+Invariants
+----------
+C3  A value written without the lock is published only if memory still holds the very
+    same slot.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import threading
+import warnings
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any
+
+import msgspec
+
+from chest import errors, lifetime, system
+from chest.errors import short
+from chest.folder import TEMPORARY
+from chest.ledger import Changed, Ledger, generation
+from chest.manifest import NAME
+from chest.memory import Slot, weigh
+from chest.records import Entry
+from chest.settings import Settings
+from chest.spill import MOST_DRAFTS, Job, Loaded, Written, missing
+
+__all__ = ["Engine"]
+
+log = logging.getLogger("chest")
+
+GIVE_BACK_AFTER = 64 << 20  # bytes that left memory; asking the allocator takes 1-5 ms
+MOST_LOOKS = 100  # times a reader follows a key that others keep replacing
+
+
+class Engine(Ledger):
+    """What moves values between memory and disk, for one chest.
+
+    Parameters
+    ----------
+    path : str, PathLike or None
+        The folder; None: a temporary one, removed at the end.
+    settings : Settings
+    """
+
+    __slots__ = ()
+
+    def _start(self, path: str | os.PathLike[str] | None, settings: Settings) -> None:
+        """Open the folder and take up work."""
+        super()._start(path, settings)
+        lifetime.register(self)
+
+    # -- from memory to disk -----------------------------------------------------------
+
+    def shrink(self) -> None:
+        """Spill values until memory is within the budget; nothing when it is.
+
+        A value that cannot be written stays, with a `SpillWarning` that names it.
+        """
+        memory = self._memory
+        while memory.used > memory.budget:
+            with self.lock:
+                victims, leaving = memory.victims()
+            if not victims:
+                return
+            try:
+                self._evict(victims)
+            finally:
+                with self.lock:
+                    memory.left(leaving)
+
+    def _evict(self, victims: Sequence[Slot]) -> None:
+        """Write victims where that is needed, and let them go."""
+        for slot in victims:
+            self._settings.on_overflow(slot.key)
+        leaving = sum(slot.nbytes for slot in victims)
+        failed = self._write_out(victims, keep=False)
+        self._give_back(leaving)
+        self._spills += len(victims) - len(failed)
+        for slot, error in failed:
+            with self.lock:
+                self._memory.keep(slot)
+            warnings.warn(
+                f"{short(slot.key)} stays in memory, over the budget of {self.path}: "
+                f"{error}",
+                errors.SpillWarning,
+                stacklevel=4,
+            )
+
+    def _give_back(self, nbytes: int) -> None:
+        """Have the allocator return freed memory, once enough has been freed."""
+        # Without this the process keeps what left: it lies free, in small pieces.
+        self._freed += nbytes
+        if self._freed >= GIVE_BACK_AFTER:
+            self._freed = 0
+            system.give_back_memory()
+
+    def _write_out(
+        self, slots: Sequence[Slot], *, keep: bool
+    ) -> list[tuple[Slot, Exception]]:
+        """Write and publish what is dirty or was changed in place; let all go, or keep.
+
+        Returns
+        -------
+        list
+            The slots that could not be written, and why. They stay, dirty.
+        """
+        failed: list[tuple[Slot, Exception]] = []
+        for start in range(0, len(slots), MOST_DRAFTS):
+            batch = slots[start : start + MOST_DRAFTS]
+            failed += self._write_batch(batch)
+            if keep:
+                continue
+            stay = {id(slot) for slot, _ in failed}
+            with self.lock:
+                for slot in batch:
+                    if not slot.dirty and id(slot) not in stay:
+                        self._memory.drop(slot)
+        return failed
+
+    def _write_batch(self, slots: Sequence[Slot]) -> list[tuple[Slot, Exception]]:
+        """One group of `_write_out`: encoded without a lock, published in one record."""
+        failed: list[tuple[Slot, Exception]] = []
+        todo: list[Slot] = []
+        for slot in slots:
+            try:
+                if slot.alive and (slot.dirty or self._differs(slot)):
+                    todo.append(slot)
+            except errors.ChestError as error:
+                failed.append((slot, error))
+        if not todo:
+            return failed
+        written: list[tuple[Slot, Written]] = []
+        results = self._spill.encode_many([self._job(slot) for slot in todo])
+        for slot, result in zip(todo, results, strict=True):
+            if isinstance(result, Exception):
+                failed.append((slot, result))
+            else:
+                written.append((slot, result))
+        try:
+            self._publish(written)
+        except errors.ChestError as error:
+            self._spill.discard(result for _, result in written)
+            failed += [(slot, error) for slot, _ in written]
+        return failed
+
+    def _publish(self, written: Sequence[tuple[Slot, Written]]) -> None:
+        """Publish those whose slot is still the one that was written (C3)."""
+        if not written:
+            return
+        with self._publishing():
+            current, stale = [], []
+            for slot, result in written:
+                known = self._manifest.index.get(slot.key)
+                # A value that was changed in place, or that a forked child inherited,
+                # gives way to what somebody published since.
+                old = slot.inherited or not slot.dirty
+                lost = old and generation(known) != generation(slot.entry)
+                if not slot.alive or lost:
+                    stale.append(result)
+                    if lost:
+                        self._memory.drop(slot)
+                        self._fresh.pop(slot.key, None)
+                    continue
+                if known is not None:
+                    result.entry.birth = known.birth
+                current.append((slot, result))
+            replaced = self._spill.publish([result for _, result in current])
+            for slot, result in current:
+                slot.entry = result.entry
+                slot.dirty = slot.inherited = False
+                self._fresh.pop(slot.key, None)
+        self._spill.discard(stale)
+        self._spill.delete(replaced)
+        self._written_more()
+
+    def _job(self, slot: Slot) -> Job:
+        form, mapped = slot.options or (None, None)
+        return Job(
+            slot.key,
+            slot.value,
+            slot.birth,
+            slot.nbytes,
+            slot.cost,
+            form or self._settings.format,
+            mapped,
+        )
+
+    def _differs(self, slot: Slot) -> bool:
+        """Whether a clean value was changed in place since it was written or read."""
+        if slot.fixed or slot.entry is None:
+            return False
+        now = self._spill.digest(slot.value, slot.entry)
+        if now is None or now == slot.entry.digest:
+            return False
+        # What is read back may pickle otherwise than what was written, without having
+        # been changed: a set, say. So it is compared with what is read back now.
+        try:
+            stored = self._spill.read(slot.key, slot.entry, None)
+        except FileNotFoundError:
+            return False  # another process replaced it: this copy is stale anyway
+        return now != self._spill.digest(stored.value, slot.entry)
+
+    # -- from disk to memory -----------------------------------------------------------
+
+    def _load(self, key: Hashable) -> Any:
+        """The value of a key that is not in memory."""
+        if self._manifest.index.get(key) is None:
+            hash(key)
+            # It may have come into memory since the caller looked.
+            slot = self._slots.get(key)
+            if slot is not None:
+                return slot.value
+            raise KeyError(key)
+        self._settings.on_miss(key)
+        value, entry, loaded = self._read(key)
+        return self._admit(key, value, entry, loaded)
+
+    def _read(
+        self, key: Hashable, mapped: str | None = None
+    ) -> tuple[Any, Entry, Loaded]:
+        """Read the value of *key*, following it when others replace it meanwhile."""
+        before: Entry | None = None
+        for _ in range(MOST_LOOKS):
+            entry = self._manifest.index.get(key)
+            if entry is None:
+                raise KeyError(key)
+            try:
+                loaded = self._spill.read(key, entry, mapped or self._mapped(entry))
+            except (FileNotFoundError, errors.CorruptValueError) as error:
+                # Replaced between the look and the open: look again. The very same
+                # entry twice means that the file itself is at fault.
+                if before is entry:
+                    if isinstance(error, errors.CorruptValueError):
+                        raise
+                    path = self._spill.store.home.join(entry.name)
+                    raise missing(path, key, error) from error
+                before = entry
+                self.refresh()
+                continue
+            if self._settings.available_disk is not None:
+                self._spill.store.used(entry.name)
+            return loaded.value, entry, loaded
+        msg = f"{short(key)} in {self.path} is replaced faster than it can be read"
+        raise errors.StoreError(
+            msg,
+            key=key,
+            path=self.path,
+        )
+
+    def _admit(self, key: Hashable, value: Any, entry: Entry, loaded: Loaded) -> Any:
+        """Take a value that was read into memory, unless it is too large or too late."""
+        memory, weight = self._memory, weigh(value)
+        with self.lock:
+            slot = self._slots.get(key)
+            if slot is not None:
+                return slot.value  # another thread was quicker; all get one object
+            if self._manifest.index.get(key) is not entry:
+                return value
+            slot = memory.put(key, value, entry.birth, weight)
+            if slot.nbytes > memory.budget:
+                memory.drop(slot)
+                return value
+            slot.dirty, slot.entry = False, entry
+            slot.options = (entry.format, entry.mapped)
+            slot.cost = entry.cost or loaded.seconds
+            slot.fixed = slot.fixed or (loaded.mapped and _is_readonly_array(value))
+        self.shrink()
+        return value
+
+    def _fetch(self, wanted: Sequence[Hashable]) -> None:
+        """Read values into memory without reporting a miss."""
+        for key in wanted:
+            value, entry, loaded = self._read(key)
+            self._admit(key, value, entry, loaded)
+
+    def _adopt_files(
+        self, join: Callable[[str], str], pairs: Sequence[tuple[Hashable, Entry]]
+    ) -> None:
+        """Take over files of another chest, whose entries these are."""
+        for start in range(0, len(pairs), MOST_DRAFTS):
+            written: list[Written] = []
+            try:
+                for key, entry in pairs[start : start + MOST_DRAFTS]:
+                    new = msgspec.structs.replace(entry, generation=0, signature="")
+                    written.append(self._spill.adopt(key, join(entry.name), new))
+                with self._publishing():
+                    replaced = self._publish_adopted(written)
+            finally:
+                self._spill.discard(written)  # what was not published
+            self._spill.delete(replaced)
+
+    def _publish_adopted(self, written: Sequence[Written]) -> list[str]:
+        """Let the files of another chest take the place of what is here. Locks held."""
+        for key, entry, _ in written:
+            known = self._slots.get(key) or self._manifest.index.get(key)
+            entry.birth = known.birth if known else self._manifest.index.next_birth()
+        replaced = self._spill.publish(written)
+        for key, _, _ in written:
+            slot = self._slots.get(key)
+            if slot is not None:
+                self._memory.drop(slot)
+            self._fresh.pop(key, None)
+        return replaced
+
+    def _mapped(self, entry: Entry) -> str | None:
+        """How a value may use the map of its file."""
+        mapped = entry.mapped or self._settings.mapped
+        return None if mapped in (False, "no") else str(mapped)
+
+    # -- the end -----------------------------------------------------------------------
+
+    def _sync(self, *, keep: bool) -> None:
+        """Write everything; raise the first error after all the rest was written."""
+        self._check_open()
+        with self.lock:
+            slots = [*self._slots.values()]
+        used = self._memory.used
+        self._raise_first(self._write_out(slots, keep=keep))
+        self._give_back(used - self._memory.used)
+        if self._manifest.wasteful and not self._settings.readonly:
+            with self._publishing():
+                self._manifest.compact()
+
+    def _raise_first(self, failed: Sequence[tuple[Slot, Exception]]) -> None:
+        if failed:
+            error = failed[0][1]
+            if len(failed) > 1:
+                error.add_note(f"{len(failed) - 1} more values could not be written")
+            raise error
+
+    def _release(self) -> None:
+        """Give up the descriptors, and a temporary folder."""
+        lifetime.forget(self)
+        self._closed = True
+        self._memory.clear()
+        self._fresh.clear()
+        self._spill.close()
+        self._word = Changed()
+        if not self._explicitly_given_path and self._pid == os.getpid():
+            shutil.rmtree(self.path, ignore_errors=True)
+
+    def _remove_files(self) -> None:
+        """Delete what chest made in the folder, and the folder when that was all."""
+        home = self._spill.store.home
+        with self._publishing():
+            names = [entry.name for entry in self._manifest.index.entries.values()]
+            self._manifest.mark_moved()
+            home.unlink(NAME, missing_ok=True)
+            self._spill.delete(names)
+            for name in list(home.names()):
+                if name.startswith(TEMPORARY):
+                    home.unlink(name, missing_ok=True)
+        try:
+            os.rmdir(self.path)
+        except OSError:
+            log.info("%s is left: files in it are not chest's", self.path)
+
+    def _written_more(self) -> None:
+        """Called after a publication, without a lock."""
+
+    # -- lifetime ----------------------------------------------------------------------
+
+    def before_fork(self) -> None:
+        """Wait until no thread is in the middle of a change."""
+        self.lock.acquire()
+
+    def after_fork_in_parent(self) -> None:
+        """Let the threads go on."""
+        self.lock.release()
+
+    def after_fork_in_child(self) -> None:
+        """Stop sharing locks and descriptors; what is dirty is the parent's to write."""
+        self.lock = threading.RLock()
+        if self._closed:
+            return
+        self._spill.after_fork()
+        for slot in self._slots.values():
+            slot.inherited = slot.dirty
+
+    def at_exit(self) -> None:
+        """Publish what is dirty, remove a temporary folder; never raises."""
+        if self._closed:
+            return
+        try:
+            ours = self._explicitly_given_path or self._pid != os.getpid()
+            if ours and not self._settings.readonly:
+                slots = [slot for slot in self._slots.values() if not slot.inherited]
+                self._raise_first(self._write_out(slots, keep=True))
+        except Exception:  # the interpreter ends: a log line is all that is left to do
+            log.exception("%s: some values could not be written at exit", self.path)
+        self._release()
+
+
+def _is_readonly_array(value: object) -> bool:
+    """A mapped array of numbers: nobody can change it in place."""
+    flags = getattr(value, "flags", None)
+    return type(value).__name__ == "ndarray" and not getattr(flags, "writeable", True)

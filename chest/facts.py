@@ -1,0 +1,111 @@
+"""What a chest tells about itself: plain values, no behaviour.
+
+Owns: the words of `Chest.stats`, `Chest.entry` and `Chest.verify`. Does not own: how they
+are counted or shown.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Hashable
+from typing import Any
+
+__all__ = ["KeyFacts", "Problem", "Stats"]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Stats:
+    """Counts since the chest was opened, and its present state.
+
+    Attributes
+    ----------
+    keys, in_memory, dirty : int
+        Keys in all, with their value in memory, and with a value that is newer than what
+        was published.
+    memory_usage, available_memory : float
+        Bytes in memory, and the budget.
+    stored_nbytes, available_disk : float
+        Bytes of the values' files, and their budget (infinite where none was given).
+    hits, misses : int
+        Values asked for and found in memory, or read from disk.
+    spills : int
+        Values that left memory because it was full.
+    writes, written_nbytes, loads, loaded_nbytes : int
+        Values written and read, and their bytes on disk. A mapped value counts with all
+        of its bytes, though only those that are touched are read.
+    """
+
+    keys: int
+    in_memory: int
+    dirty: int
+    memory_usage: int
+    available_memory: float
+    stored_nbytes: int
+    available_disk: float
+    hits: int
+    misses: int
+    spills: int
+    writes: int
+    written_nbytes: int
+    loads: int
+    loaded_nbytes: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """The same as a dict, for JSON."""
+        return dataclasses.asdict(self)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class KeyFacts:
+    """What the chest knows of one key, without loading its value.
+
+    Attributes
+    ----------
+    key : object
+    path : str
+        The value's file, or the one it will get.
+    name : str
+        The same, relative to the chest's folder.
+    format : str
+        Who reads it: ``"pickle"``, ``"data"`` or ``"custom"``.
+    nbytes : int
+        Bytes in memory, when it is there or was last written.
+    stored_nbytes : int
+        Bytes of the file; 0 as long as nothing was published.
+    generation : int
+        Grows with each publication; 0 as long as nothing was published.
+    birth : int
+        Orders the keys.
+    in_memory, dirty : bool
+        The value is in memory; it is newer than what was published.
+    """
+
+    key: Hashable
+    path: str
+    name: str
+    format: str
+    nbytes: int
+    stored_nbytes: int
+    generation: int
+    birth: int
+    in_memory: bool
+    dirty: bool
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing that `Chest.verify` found wrong.
+
+    Attributes
+    ----------
+    key : object
+        Whose value it is.
+    path : str
+        The file.
+    message : str
+        What is wrong, and what to do.
+    """
+
+    key: Hashable
+    path: str
+    message: str

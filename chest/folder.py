@@ -1,0 +1,282 @@
+"""One open folder: its files by name, its lock, its sync.
+
+Owns: every call that names a file of a chest. Names are relative to the open descriptor,
+so the folder may be moved while a chest is open, and ``..``, absolute names or links
+planted inside never lead out of it. Where the system has no such calls (Windows) names
+are joined to the path.
+Does not own: what the names mean.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import secrets
+import stat
+from collections.abc import Iterator
+
+from chest import errors, system
+
+__all__ = ["TEMPORARY", "Folder", "refusals", "refused"]
+
+TEMPORARY = ".tmp-"  # how names of unpublished files begin
+PRIVATE_FILE, PRIVATE_FOLDER = 0o600, 0o700
+
+_BASE = getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+# A planted link or FIFO must neither lead out of the folder nor block.
+_SAFE = _BASE | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+
+_HINTS = {
+    errno.ENOSPC: "Free some space (c.trim() helps); nothing was lost",
+    errno.EDQUOT: "Your quota is used up; nothing was lost",
+    errno.EMFILE: "Too many files are open: raise the limit (ulimit -n)",
+    errno.ENFILE: "Too many files are open on this machine",
+    errno.EACCES: "Check who owns the folder and its mode",
+    errno.EPERM: "Check who owns the folder and its mode",
+    errno.EROFS: "Open it with readonly=True",
+    errno.ENAMETOOLONG: "The folder's own path is too long",
+}
+
+
+class Folder:
+    """An open folder.
+
+    Parameters
+    ----------
+    path : str
+        An existing folder.
+    file_mode, folder_mode : int
+        Permissions of what is made in it; the umask narrows them further.
+
+    Raises
+    ------
+    StoreError
+        There is no such folder, or no permission.
+    """
+
+    __slots__ = ("_fd", "file_mode", "folder_mode", "path")
+
+    def __init__(
+        self,
+        path: str,
+        *,
+        file_mode: int = PRIVATE_FILE,
+        folder_mode: int = PRIVATE_FOLDER,
+    ) -> None:
+        self.path = path
+        self.file_mode, self.folder_mode = file_mode, folder_mode
+        self._fd = -1
+        try:
+            self._fd = system.open_directory(path)
+        except OSError as error:
+            raise refused(error, path, "could not be opened") from error
+
+    def join(self, name: str) -> str:
+        """The full path of *name*."""
+        return os.path.join(self.path, *name.split("/"))
+
+    # -- files -------------------------------------------------------------------------
+
+    def open(self, name: str, flags: int = os.O_RDONLY) -> int:
+        """Open a regular file without following links.
+
+        Raises
+        ------
+        FileNotFoundError
+            There is none.
+        OSError
+            As ``os.open``; ``ELOOP`` for a link, ``EINVAL`` for what is no plain file.
+        """
+        at, last, opened = self._walk(name)
+        try:
+            fd = os.open(last, flags | _SAFE, self.file_mode, dir_fd=at)
+        finally:
+            if opened:
+                system.close(opened)
+        try:
+            if not stat.S_ISREG(os.fstat(fd).st_mode):
+                raise OSError(errno.EINVAL, "not a regular file", self.join(name))
+        except BaseException:
+            system.close(fd)
+            raise
+        return fd
+
+    def create_temporary(self) -> tuple[int, str]:
+        """A new file, open and locked by its descriptor, and its name.
+
+        The lock says that somebody is still writing; the sweep respects it.
+        """
+        while True:
+            name = f"{TEMPORARY}{os.getpid():x}-{secrets.token_hex(4)}"
+            fd = self.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL)
+            try:
+                system.lock(fd)
+                # The sweep may have come between the two calls and unlinked it.
+                if os.fstat(fd).st_nlink:
+                    return fd, name
+            except BaseException:
+                system.close(fd)
+                self.unlink(name, missing_ok=True)
+                raise
+            system.close(fd)
+
+    def rename(self, old: str, new: str) -> None:
+        """Give the temporary file *old* the name *new*, replacing what has it."""
+        at, last, opened = self._walk(new, make=True)
+        try:
+            os.rename(self._here(old), last, src_dir_fd=self._at(), dst_dir_fd=at)
+        finally:
+            if opened:
+                system.close(opened)
+
+    def link(self, source: str, new: str) -> None:
+        """Make *new* a hard link to the file at the full path *source*."""
+        os.link(source, self._here(new), dst_dir_fd=self._at(), follow_symlinks=False)
+
+    def unlink(self, name: str, *, missing_ok: bool = False) -> None:
+        """Remove a file, and the folders inside this one that it leaves empty."""
+        try:
+            at, last, opened = self._walk(name)
+        except (FileNotFoundError, NotADirectoryError):
+            if missing_ok:
+                return
+            raise
+        try:
+            os.unlink(last, dir_fd=at)
+        except FileNotFoundError:
+            if not missing_ok:
+                raise
+        finally:
+            if opened:
+                system.close(opened)
+        while "/" in name:
+            name = name.rpartition("/")[0]
+            try:
+                os.rmdir(self._here(name), dir_fd=self._at())
+            except OSError:
+                return  # not empty, or somebody else removed it: both are fine
+
+    def stat(self, name: str) -> os.stat_result | None:
+        """What ``lstat`` says of *name*; None when nothing has it."""
+        try:
+            return os.stat(self._here(name), dir_fd=self._at(), follow_symlinks=False)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
+    def names(self) -> Iterator[str]:
+        """Every regular file in the folder and below, in no order."""
+        waiting = [""]
+        while waiting:
+            prefix = waiting.pop()
+            try:
+                with os.scandir(os.path.join(self.path, prefix)) as found:
+                    items = list(found)
+            except FileNotFoundError:
+                continue  # removed since its parent was read
+            for item in items:
+                name = f"{prefix}{item.name}"
+                if item.is_dir(follow_symlinks=False):
+                    waiting.append(name + "/")
+                elif item.is_file(follow_symlinks=False):
+                    yield name
+
+    def status(self) -> os.stat_result:
+        """``fstat`` of the folder itself."""
+        return os.fstat(self._fd) if system.POSIX else os.stat(self.path)
+
+    # -- the folder --------------------------------------------------------------------
+
+    def lock(self, timeout: float | None = None) -> bool:
+        """Take the lock between processes; False when *timeout* [s] went by."""
+        return system.lock(self._fd, timeout)
+
+    def unlock(self) -> None:
+        """Give the lock back."""
+        system.unlock(self._fd)
+
+    def holder(self) -> str:
+        """Who holds the lock, for a message."""
+        return system.holder(self._fd)
+
+    def sync(self, name: str = "") -> None:
+        """Wait until the disk has the folder's names, also those of *name*'s folders."""
+        while "/" in name:
+            name = name.rpartition("/")[0]
+            fd = os.open(self._here(name), os.O_RDONLY | _BASE, dir_fd=self._at())
+            try:
+                system.sync_directory(fd)
+            finally:
+                system.close(fd)
+        system.sync_directory(self._fd)
+
+    def after_fork(self) -> None:
+        """Stop sharing the parent's descriptor, and with it its lock."""
+        if self._fd < 0 or not system.POSIX:
+            return
+        shared = self._fd
+        self._fd = os.open(".", os.O_RDONLY | _BASE, dir_fd=shared)
+        system.close(shared)
+
+    def close(self) -> None:
+        """Release the descriptor. Safe to call twice."""
+        if self._fd >= 0:
+            system.close(self._fd)
+            self._fd = -1
+
+    def _at(self) -> int | None:
+        return self._fd if system.POSIX else None
+
+    def _here(self, name: str) -> str:
+        return name if system.POSIX else self.join(name)
+
+    def _walk(self, name: str, *, make: bool = False) -> tuple[int | None, str, int]:
+        """(folder descriptor, last part of the name, descriptor to close or 0)."""
+        if not system.POSIX:
+            if make and "/" in name:
+                os.makedirs(os.path.dirname(self.join(name)), exist_ok=True)
+            return None, self.join(name), 0
+        *folders, last = name.split("/")
+        at, opened = self._fd, 0
+        flags = os.O_RDONLY | os.O_DIRECTORY | _SAFE
+        try:
+            for part in folders:
+                if make:
+                    # The open below tells whether what is there is a folder.
+                    with contextlib.suppress(FileExistsError):
+                        os.mkdir(part, self.folder_mode, dir_fd=at)
+                inner = os.open(part, flags, dir_fd=at)
+                if opened:
+                    system.close(opened)
+                at = opened = inner
+        except BaseException:
+            if opened:
+                system.close(opened)
+            raise
+        return at, last, opened
+
+
+@contextlib.contextmanager
+def refusals(path: str, what: str, key: object = None) -> Iterator[None]:
+    """Raise what the system says within the block as `StoreError`."""
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, errors.ChestError):
+            raise
+        raise refused(error, path, what, key) from error
+
+
+def refused(
+    error: OSError, path: str, what: str, key: object = None
+) -> errors.StoreError:
+    """A `StoreError` for what the system said, with the way out where there is one."""
+    reason = error.strerror or str(error)
+    of = "" if key is None else f" (key {errors.short(key)})"
+    hint = _HINTS.get(error.errno or 0, "")
+    return errors.StoreError(
+        f"{path}{of} {what}: {reason}." + (f" {hint}." if hint else ""),
+        key=key,
+        path=path,
+        errno=error.errno,
+    )

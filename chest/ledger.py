@@ -1,0 +1,195 @@
+"""What exists, as this process sees it: what was published, and what is fresh in memory.
+
+Owns: the chest's two locks and their order, seeing what others published, the order of
+the keys. Does not own: how values move.
+
+Locks, always in this order: the chest's own (threads), the manifest's (processes).
+
+Invariants
+----------
+C1  `_fresh` holds the keys that are in memory and in no record, with their births.
+C2  A clean slot carries the entry that it equals; when another process publishes the key,
+    the slot goes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from collections.abc import Hashable, Iterator, Sequence
+from typing import Any, NoReturn
+
+from chest import errors
+from chest.eviction import policy as make_policy
+from chest.memory import MemoryTier
+from chest.opening import open_tier, temporary_folder
+from chest.records import Entry
+from chest.settings import Settings, absolute
+
+__all__ = ["Changed", "Ledger", "generation"]
+
+
+class Ledger:
+    """The keys of one chest: those in the manifest and those only in memory."""
+
+    __slots__ = (
+        "__weakref__",
+        "_closed",
+        "_explicitly_given_path",
+        "_freed",
+        "_fresh",
+        "_manifest",
+        "_memory",
+        "_pid",
+        "_seen",
+        "_settings",
+        "_slots",
+        "_spill",
+        "_spills",
+        "_tick",
+        "_unusual",
+        "_word",
+        "lock",
+        "path",
+    )
+
+    path: str
+    lock: threading.RLock
+
+    def _start(self, path: str | os.PathLike[str] | None, settings: Settings) -> None:
+        """Open the folder and take up work."""
+        self._explicitly_given_path = path is not None
+        self.path = temporary_folder() if path is None else absolute(path)
+        self._settings = settings
+        self._unusual = settings.readonly or settings.publish == "each"
+        self._pid = os.getpid()
+        self.lock = threading.RLock()
+        self._spill = open_tier(self.path, settings)
+        self._manifest = self._spill.manifest
+        self._memory = MemoryTier(settings.budget, make_policy(settings.policy))
+        self._slots = self._memory.slots
+        self._tick = self._memory.tick
+        self._fresh: dict[Hashable, int] = {}
+        self._spills = self._freed = 0
+        self._word: Any = self._manifest.word
+        self._seen = self._manifest.seen
+        self._closed = False
+
+    # -- seeing what others published ---------------------------------------------------
+
+    def refresh(self) -> None:
+        """See now what other processes published; every operation does so by itself.
+
+        Raises
+        ------
+        ClosedError
+            The chest was closed.
+        DroppedError
+            Another process removed it.
+        """
+        self._check_open()
+        with self.lock:
+            self._manifest.tail()
+            self._absorb()
+
+    def _look(self) -> None:
+        """`refresh` when there is something to see."""
+        if self._word[1] != self._seen:
+            self.refresh()
+
+    def _absorb(self) -> None:
+        """Let memory follow what the manifest has read (C1, C2)."""
+        manifest = self._manifest
+        self._word, self._seen = manifest.word, manifest.seen
+        if manifest.reloaded:
+            changed: Sequence[Hashable] = [*self._slots]
+        elif manifest.changed:
+            changed = [key for key in manifest.changed if key in self._slots]
+        else:
+            return
+        manifest.changed, manifest.reloaded = set(), False
+        for key in changed:
+            slot, entry = self._slots[key], manifest.index.get(key)
+            if slot.dirty:
+                # Set here, published there: whoever publishes last wins, as documented.
+                if entry is None:
+                    self._fresh[key] = slot.birth
+                else:
+                    self._fresh.pop(key, None)
+            elif entry is None or generation(entry) != generation(slot.entry):
+                self._memory.drop(slot)
+
+    @contextlib.contextmanager
+    def _publishing(self) -> Iterator[None]:
+        """Hold both locks, with everything seen."""
+        self._check_open()
+        with self.lock, self._spill.exclusive():
+            self._absorb()
+            try:
+                yield
+            finally:
+                self._word, self._seen = self._manifest.word, self._manifest.seen
+
+    # -- order -------------------------------------------------------------------------
+
+    def _birth(self, key: Hashable) -> int:
+        """The birth of a key that is being set; a new key becomes fresh. Lock held."""
+        slot = self._slots.get(key)
+        if slot is not None:
+            return slot.birth
+        index = self._manifest.index
+        entry = index.get(key)
+        if entry is not None:
+            return entry.birth
+        index.birth = birth = self._fresh[key] = index.birth + 1
+        return birth
+
+    def _ordered(self) -> list[Hashable]:
+        """All keys in order of birth. Lock held; O(keys)."""
+        published = self._manifest.index.ordered()
+        if not self._fresh:
+            return list(published)
+        if next(iter(self._fresh.values())) > self._manifest.index.last_birth:
+            return [*published, *self._fresh]
+        births = {
+            key: (entry.birth, entry.generation) for key, entry in published.items()
+        }
+        # A tie is between two processes; what is published goes first.
+        births.update((key, (birth, 1 << 63)) for key, birth in self._fresh.items())
+        return sorted(births, key=births.__getitem__)
+
+    def _last(self) -> Hashable:
+        """The key that came last. Lock held; O(1) unless births came out of order."""
+        fresh = next(reversed(self._fresh), None)
+        if fresh is not None and self._fresh[fresh] > self._manifest.index.last_birth:
+            return fresh
+        if not len(self._manifest.index) + len(self._fresh):
+            msg = "popitem(): the chest is empty"
+            raise KeyError(msg)
+        if not self._fresh:
+            return next(reversed(self._manifest.index.ordered()))
+        return self._ordered()[-1]
+
+    def _check_open(self) -> None:
+        if self._closed:
+            self._refuse()
+
+    def _refuse(self) -> NoReturn:
+        msg = f"the chest at {self.path} is closed: open it again with Chest(path)"
+        raise errors.ClosedError(
+            msg,
+            path=self.path,
+        )
+
+
+class Changed:
+    """The word of a closed chest: always different, so every operation looks."""
+
+    def __getitem__(self, index: int) -> object:
+        return self
+
+
+def generation(entry: Entry | None) -> int:
+    """The generation of an entry; 0 where there is none."""
+    return 0 if entry is None else entry.generation

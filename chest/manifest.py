@@ -1,0 +1,492 @@
+"""The manifest: the only statement of what exists.
+
+Owns: the file ``.keys`` (its lines, its lock, its compaction) and the live entries that
+replaying it leaves. Does not own: the values' files, or what is in memory.
+
+The file is text, one record a line::
+
+    chest 1 <word> {"id":"…","generation":0,"birth":0} <check>
+    <check> {"k":"x","b":1,"n":"x","z":112,"d":"…","i":"…"}
+    <check> {"k":"x","gone":"key"}
+    <check> [{"k":"a",…},{"k":"b",…}]
+
+``<check>`` is the xxh3 of the JSON text, seeded with the record's number, as 16 hexadecimal
+digits, or in a signed chest 32 digits of a keyed hash. A list is a batch: all of it is
+visible or none. ``<word>`` is the log's length, 8 hexadecimal digits at byte 8; it is a
+hint for pollers, who read it through a map, and eight dashes once another file has taken
+this one's place.
+
+Invariants
+----------
+M1  `append` is the one publication point; it happens under the exclusive lock.
+M2  A writer has read everything before it appends, and cut off a torn tail.
+M3  A damaged record is an error, never a missing one; only the last line can be torn.
+M4  Compaction and drop mark the old file, so whoever has it mapped opens the new one.
+M5  What was live before a compaction is live after it, with generation and birth; what
+    was gone stays gone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import secrets
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from typing import Any
+
+from chest import errors, folder, keys, system
+from chest.index import Index
+from chest.records import MAGIC, Entry, Header, Lines, Signer
+
+__all__ = ["NAME", "Manifest"]
+
+NAME = ".keys"
+MOVED = b"--------"  # the word of a file that is no longer the manifest
+START = b"00000000"  # the word of a file that nothing was appended to
+_MOVED = int.from_bytes(MOVED, "little")
+SECTOR = 512  # bytes; a disk writes at least so many, or none
+COMPACT_FROM = 1024  # records; a shorter log is not worth rewriting
+
+
+class Manifest:
+    """The live entries of one chest's folder, and the only way to change them.
+
+    Parameters
+    ----------
+    home : Folder
+        The chest's folder; closed with the manifest.
+    readonly : bool
+        Nothing is written, no lock is taken.
+    sync : bool
+        Wait for the disk at each publication (durability ``"power"``).
+    timeout : float or None
+        Seconds to wait for another process's lock; ``None``: for ever.
+    load_key : callable, optional
+        Loads a pickled key; without it such keys are `chest.keys.Opaque`.
+    sign : callable, optional
+        Makes the check of a record in a signed chest.
+    legacy : callable, optional
+        Turns the bytes of a foreign ``.keys`` (chest 0.2.3) into (key, name) pairs.
+    legacy_format : str
+        Who reads the values of such a chest.
+
+    Notes
+    -----
+    Not thread-safe: the chest's own lock is held around every call but reading `word`.
+    """
+
+    def __init__(
+        self,
+        home: folder.Folder,
+        *,
+        readonly: bool = False,
+        sync: bool = False,
+        timeout: float | None = None,
+        load_key: keys.Loader | None = None,
+        sign: Signer | None = None,
+        legacy: Callable[[bytes], list[tuple[Hashable, str]]] | None = None,
+        legacy_format: str = "pickle",
+    ) -> None:
+        self.path = home.join(NAME)
+        self._home = home
+        self.readonly = readonly
+        self.sync = sync
+        self.timeout = timeout
+        self._load_key = load_key
+        self._lines = Lines(self.path, sign)
+        self._legacy = legacy
+        self._legacy_format = legacy_format
+        self._depth = 0
+        self._fd = -1
+        self._suspect = False
+        self.word: Any = _Unmapped()
+        self.index = Index()
+        self.changed: set[Hashable] = set()
+        self.reloaded = False
+        self.id = ""
+        self.seen = 0
+        self._position = self._generation = 0
+        try:
+            with folder.refusals(self.path, "could not be read"):
+                self._open()
+        except BaseException:
+            self.close()
+            raise
+
+    # -- what exists -------------------------------------------------------------------
+
+    def tail(self) -> bool:
+        """Read what others appended; True when there was something.
+
+        The keys it speaks of are added to `changed`; when the whole log had to be read
+        again, `reloaded` is set instead. Lock: none.
+        """
+        seen: int = self.word[1]
+        with folder.refusals(self.path, "could not be read"):
+            if seen == _MOVED and self._was_replaced():
+                self._reopen()
+                return True
+            grew = self._read_new()
+        # Taken before reading: a record appended since then changes the word again. A
+        # file marked as moved may be marked again later, which its word would not show.
+        self.seen = -1 if seen == _MOVED else seen
+        return grew
+
+    # -- change ------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def exclusive(self) -> Iterator[None]:
+        """Hold the lock between processes, with everything read and a torn tail cut off.
+
+        Raises
+        ------
+        LockTimeout
+            Somebody else held the lock for `timeout` seconds.
+        ReadOnlyError
+            The chest was opened with ``readonly=True``.
+        DroppedError
+            The folder or the manifest was removed meanwhile.
+        """
+        if self.readonly:
+            msg = f"{self._home.path} was opened with readonly=True"
+            raise errors.ReadOnlyError(msg, path=self._home.path)
+        if not self._depth:
+            self._lock()
+        self._depth += 1
+        try:
+            if self._depth == 1:
+                with folder.refusals(self.path, "could not be read"):
+                    self._prepare_to_write()
+            yield
+        finally:
+            self._depth -= 1
+            if not self._depth:
+                self._home.unlock()
+
+    def append(self, pairs: Sequence[tuple[Hashable, Entry]]) -> None:
+        """Publish (key, entry) pairs as one record: all of them become visible, or none.
+
+        Must be called within `exclusive`. Each entry's ``generation`` is set to the
+        record's number. O(len(pairs)), one write.
+
+        Raises
+        ------
+        StoreError
+            The disk refused; nothing was published.
+        """
+        number = self._generation + 1
+        entries = [entry for _, entry in pairs]
+        for entry in entries:
+            entry.generation = 0  # implied by the place in the log
+        record = entries[0] if len(entries) == 1 else entries
+        line = self._lines.line(record, number)
+        end = self._position
+        try:
+            system.pwrite_all(self._fd, line, end)
+            if self.sync:
+                system.sync_file(self._fd)
+        except OSError as error:
+            self._take_back(end)
+            self._suspect = self.sync
+            raise self._refused(error, "could not be written to") from error
+        self._position = end + len(line)
+        self._generation = number
+        for key, entry in pairs:
+            entry.generation = number
+            self.index.apply(key, entry)
+        self._announce()
+
+    @property
+    def wasteful(self) -> bool:
+        """The log holds more than twice as many records as live entries."""
+        return self.index.records > COMPACT_FROM + 2 * len(self.index)
+
+    def compact(self) -> None:
+        """Rewrite the log with the live entries only, in order of birth.
+
+        Must be called within `exclusive`. Readers go on with the old file until they see
+        its word; a crash at any point leaves one of the two. O(n).
+        """
+        self._replace(self._generation, list(self.index.ordered().values()))
+
+    def mark_moved(self) -> None:
+        """Tell everyone who has this file mapped to look at the folder again."""
+        self._set_word(MOVED)
+
+    def close(self) -> None:
+        """Release the descriptors. Safe to call twice."""
+        self.word = _Unmapped()
+        if self._fd >= 0:
+            system.close(self._fd)
+            self._fd = -1
+        self._home.close()
+
+    def after_fork(self) -> None:
+        """Stop sharing the parent's lock: open the folder anew, in the child."""
+        # flock belongs to the open file description, which parent and child share: the
+        # child would keep the parent's lock alive, and release it under its feet.
+        self._depth = 0
+        self._home.after_fork()
+
+    # -- the file ----------------------------------------------------------------------
+
+    def _open(self) -> None:
+        """Open ``.keys``, making one where there is none, and read all of it."""
+        flags = os.O_RDONLY if self.readonly else os.O_RDWR
+        try:
+            fd = self._home.open(NAME, flags)
+        except FileNotFoundError:
+            if self._fd >= 0:
+                raise self._dropped() from None
+            if self.readonly:
+                msg = f"{self._home.path} is not a chest: it has no {NAME}"
+                raise errors.ChestError(msg, path=self._home.path) from None
+            self._create()
+            fd = self._home.open(NAME, flags)
+        except OSError as error:
+            raise self._refused(error, "could not be opened") from error
+        before = self._fd, self.word, self.index, self._generation, self._position
+        self._fd = fd
+        try:
+            self._load()
+        except BaseException:
+            # What was known of the old file stays true until this one can be read.
+            self._fd, self.word, self.index, self._generation, self._position = before
+            system.close(fd)
+            raise
+        if before[0] >= 0:
+            system.close(before[0])
+
+    def _create(self) -> None:
+        """Put an empty manifest into the folder, unless somebody else just did."""
+        self._lock()
+        try:
+            # Two processes open a new chest: the second waited here for the first.
+            if self._home.stat(NAME) is None:
+                self._write_file(Header(secrets.token_hex(8)), [], START)
+        finally:
+            self._home.unlock()
+
+    def _load(self) -> None:
+        """Read the file from the start."""
+        head = system.read_all(self._fd, 0, 4096)
+        if head.startswith(MAGIC):
+            line = head[: head.find(b"\n") + 1]
+            header = self._lines.read_first(line)
+            self.id = header.id
+            self._generation = header.generation
+            self.index = Index(header.birth)
+            self.word = system.map_shared_words(
+                self._fd, 16, writable=not self.readonly
+            )
+            seen = self.word[1]
+            self._position = len(line)
+            self._read_new()
+            self.seen = seen
+            self.changed, self.reloaded = set(), False
+        elif head and self._legacy is not None:
+            self._load_legacy()
+        else:
+            raise self._lines.corrupt(0, "it does not begin like a manifest")
+
+    def _load_legacy(self) -> None:
+        """Take over the ``.keys`` of chest 0.2.3: a dumped list of (key, name)."""
+        size = os.fstat(self._fd).st_size
+        assert self._legacy is not None
+        pairs = self._legacy(system.read_all(self._fd, 0, size))
+        self.id, self._generation, self.index = secrets.token_hex(8), 0, Index()
+        self.word, self.seen, self._position = _Unmapped(), 0, size
+        entries = []
+        for key, name in pairs:
+            entry = Entry(keys.encode(key), self.index.next_birth(), name)
+            entry.format = self._legacy_format
+            with contextlib.suppress(FileNotFoundError):  # reported when it is read
+                entry.size = os.stat(self._home.join(name)).st_size
+            self.index.apply(key, entry)
+            entries.append(entry)
+        if not self.readonly:
+            self._lock()
+            try:
+                self._replace(0, entries)
+            finally:
+                self._home.unlock()
+
+    def _read_new(self) -> bool:
+        """Apply the whole records after `_position`; True when there were some."""
+        size = os.fstat(self._fd).st_size
+        if size <= self._position:
+            if size < self._position:  # a record was taken back: its fsync had failed
+                self._reopen()
+            return size < self._position
+        data = system.read_all(self._fd, self._position, size - self._position)
+        start = 0
+        while (end := data.find(b"\n", start)) >= 0:
+            if not self._take(data[start:end]):
+                self._check_torn(data, start, end)
+                break
+            start = end + 1
+        else:
+            self._check_newline(data[start:])
+        self._position += start
+        return start > 0
+
+    def _take(self, line: bytes) -> bool:
+        """Apply one line; False when its check does not fit."""
+        number = self._generation + 1
+        entries = self._lines.read(line, number, self._position)
+        if entries is None:
+            return False
+        try:
+            decoded = [
+                (keys.decode(entry.text, self._load_key), entry) for entry in entries
+            ]
+        except (ValueError, TypeError) as error:
+            raise self._lines.corrupt(self._position, str(error)) from error
+        self._generation = number
+        for key, entry in decoded:
+            if not entry.generation:
+                entry.generation = number
+            if entry.gone == "all":
+                self.reloaded = True
+            self.changed.add(key)
+            self.index.apply(key, entry)
+        return True
+
+    def _check_torn(self, data: bytes, start: int, end: int) -> None:
+        """Pass over a last record that a power cut left half-written; else it is damage."""
+        # Blocks that never reached the disk read as zeros, and JSON text has none.
+        offset = self._position + start
+        if end + 1 == len(data) and _is_torn(data[start:end], offset):
+            return
+        raise self._lines.corrupt(offset, f"record {self._generation + 1} is damaged")
+
+    def _check_newline(self, rest: bytes) -> None:
+        """A last line without its end is torn, unless only the end is damaged."""
+        check, _, body = rest[:-1].partition(b" ")
+        if rest and self._lines.is_check(check, body, self._generation + 1):
+            raise self._lines.corrupt(
+                self._position, f"the end of record {self._generation + 1} is damaged"
+            )
+
+    def _prepare_to_write(self) -> None:
+        """Read everything and cut off a torn tail (M2); called with the lock held."""
+        if self.word[1] == _MOVED:
+            if self._was_replaced():
+                self._reopen()
+            else:
+                # Whoever marked it was killed before the new file took its place.
+                self._announce()
+        status = os.fstat(self._fd)
+        if not status.st_nlink:
+            msg = f"{self._home.path} was removed while this chest was open"
+            raise errors.DroppedError(msg, path=self._home.path)
+        if status.st_size != self._position:
+            self._read_new()
+            self.seen = self.word[1]
+            if status.st_size > self._position:
+                os.ftruncate(self._fd, self._position)
+        if self._suspect:
+            # A failed fsync leaves pages that claim to be clean: never believe them.
+            self.compact()
+            self._suspect = False
+
+    def _was_replaced(self) -> bool:
+        """Another file carries the manifest's name now, or none does."""
+        now = self._home.stat(NAME)
+        if now is None:
+            raise self._dropped()
+        return not os.path.samestat(now, os.fstat(self._fd))
+
+    def _dropped(self) -> errors.DroppedError:
+        msg = f"{self._home.path} was dropped by another process"
+        return errors.DroppedError(msg, path=self._home.path)
+
+    def _reopen(self) -> None:
+        self._open()
+        self.reloaded = True
+
+    def _replace(self, generation: int, entries: list[Entry]) -> None:
+        """Put a new file in the place of the old one, or leave the old one."""
+        self._set_word(MOVED)  # before the rename: nobody may miss it (M4)
+        try:
+            header = Header(self.id, generation, self.index.birth)
+            self._write_file(header, entries, START)
+        except BaseException:
+            self._announce()
+            raise
+        with folder.refusals(self.path, "could not be read"):
+            self._open()
+
+    def _write_file(self, header: Header, entries: list[Entry], word: bytes) -> None:
+        """Write a whole manifest aside and rename it into place."""
+        try:
+            fd, temporary = self._home.create_temporary()
+            try:
+                first = header.generation + 1
+                lines = [
+                    self._lines.line(entry, number)
+                    for number, entry in enumerate(entries, first)
+                ]
+                system.write_all(fd, [self._lines.first(header, word), *lines])
+                if self.sync:
+                    system.sync_file(fd)
+                self._home.rename(temporary, NAME)
+            except BaseException:
+                self._home.unlink(temporary, missing_ok=True)
+                raise
+            finally:
+                system.close(fd)
+            if self.sync:
+                self._home.sync()
+        except OSError as error:
+            raise self._refused(error, "could not be written anew") from error
+
+    def _announce(self) -> None:
+        """Let pollers see that the log grew."""
+        self._set_word(b"%08x" % (self._position & 0xFFFFFFFF))
+        self.seen = self.word[1]
+
+    def _set_word(self, word: bytes) -> None:
+        if not isinstance(self.word, _Unmapped):
+            self.word[1] = int.from_bytes(word, "little")
+
+    def _take_back(self, end: int) -> None:
+        """Cut off what a failed write left."""
+        # When this fails as well, the next writer finds a torn tail and cuts it (M2).
+        with contextlib.suppress(OSError):
+            os.ftruncate(self._fd, end)
+
+    def _lock(self) -> None:
+        try:
+            got = self._home.lock(self.timeout)
+        except OSError as error:
+            raise self._refused(error, "could not be locked") from error
+        if not got:
+            msg = (
+                f"{self._home.path} is locked by {self._home.holder()}; waited "
+                f"{self.timeout} s. Pass a longer timeout=, or end that process"
+            )
+            raise errors.LockTimeout(
+                msg,
+                path=self._home.path,
+            )
+
+    def _refused(self, error: OSError, what: str) -> errors.StoreError:
+        return folder.refused(error, self.path, what)
+
+
+def _is_torn(line: bytes, offset: int) -> bool:
+    """Whole sectors of zeros are in the line, as far as they were written for it."""
+    holes = [match.span() for match in re.finditer(rb"\0+", line)]
+    return bool(holes) and all(
+        (begin == 0 or not (offset + begin) % SECTOR) and not (offset + end) % SECTOR
+        for begin, end in holes
+    )
+
+
+class _Unmapped:
+    """Stands for the word of a file that has none: always different, so always read."""
+
+    def __getitem__(self, index: int) -> int:
+        return -1

@@ -1,0 +1,164 @@
+"""Opening a chest's folder: who may, what is in it, and who reads it.
+
+Owns: the checks before the first byte is read, and which formats a chest may use. Does
+not own: anything after that.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import tempfile
+from collections.abc import Hashable
+from typing import Any
+
+from chest import errors, keys, system
+from chest.folder import PRIVATE_FILE, PRIVATE_FOLDER, Folder, refusals, refused
+from chest.formats.pickle5 import Pickle5, unpickle
+from chest.manifest import NAME, Manifest
+from chest.protocols import Format
+from chest.settings import Settings
+from chest.signing import Key
+from chest.spill import SpillTier
+from chest.stores.local import LocalStore, untrusted
+
+__all__ = ["open_tier", "temporary_folder"]
+
+
+def temporary_folder() -> str:
+    """A new, private folder for a chest without a path."""
+    return tempfile.mkdtemp(suffix=".chest")
+
+
+def open_tier(path: str, settings: Settings) -> SpillTier:
+    """Open, or make, the chest in *path*.
+
+    Raises
+    ------
+    UntrustedError
+        Somebody else could have written the folder, and it was to be written to.
+    CorruptChestError, VersionError, SignatureError
+        Its manifest cannot be read; nothing was changed.
+    StoreError
+        The disk refused.
+    """
+    home = _open_folder(path, settings)
+    try:
+        private = settings.trust == "owner"
+        with refusals(path, "could not be read"):
+            ours = system.is_private(home.status())
+        if private and not ours and not settings.readonly:
+            raise untrusted(path, home.status())
+        store = LocalStore(home, private=private, folder_is_private=ours)
+        with refusals(path, "could not be read"):
+            if home.stat(NAME) is None:
+                _check_new(store, path)
+        loads = settings.trust == "any" or (private and ours)
+        key = None if settings.sign_key is None else Key(settings.sign_key)
+        manifest = Manifest(
+            home,
+            readonly=settings.readonly,
+            sync=settings.durability == "power",
+            timeout=settings.timeout,
+            load_key=_load_key if loads else None,
+            sign=None if key is None else key.sign_record,
+            legacy=(lambda data: _legacy(data, path, settings)) if loads else None,
+            legacy_format="custom" if settings.is_custom else "pickle",
+        )
+    except BaseException:
+        home.close()
+        raise
+    return SpillTier(
+        store,
+        manifest,
+        _formats(settings),
+        wanted_name=settings.key_to_filename,
+        full=settings.verify == "full",
+        key=key,
+    )
+
+
+def _open_folder(path: str, settings: Settings) -> Folder:
+    folder_mode = 0o777 if settings.umask else PRIVATE_FOLDER
+    if not settings.readonly:
+        try:
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            os.mkdir(path, folder_mode)
+        except FileExistsError:
+            pass  # an existing chest, or a file: opening it will tell
+        except OSError as error:
+            raise refused(error, path, "could not be made") from error
+    file_mode = 0o666 if settings.umask else PRIVATE_FILE
+    return Folder(path, file_mode=file_mode, folder_mode=folder_mode)
+
+
+def _check_new(store: LocalStore, path: str) -> None:
+    """A folder with values but no manifest is a damaged chest, not a new one."""
+    for name in store.sealed():
+        msg = (
+            f"{path} holds values of a chest ({name}) but no manifest {NAME}: it was "
+            f"lost. Nothing was changed; bring {NAME} back, or move the files away"
+        )
+        raise errors.CorruptChestError(
+            msg,
+            path=path,
+        )
+
+
+def _formats(settings: Settings) -> dict[str, Format]:
+    """The formats a chest may read and write, by name."""
+    from chest.formats.custom import Custom
+    from chest.formats.data import Data
+
+    formats: dict[str, Format] = {"data": Data()}
+    if settings.trust != "data":
+        formats["pickle"] = Pickle5()
+    if settings.is_custom:
+        formats["custom"] = Custom(
+            settings.dump, settings.load, settings.mode, settings.open
+        )
+    return formats
+
+
+def _load_key(pickled: bytes) -> object:
+    return unpickle(pickled)
+
+
+def _legacy(data: bytes, path: str, settings: Settings) -> list[tuple[Hashable, str]]:
+    """The (key, name) pairs of a ``.keys`` that chest 0.2.3 wrote."""
+    try:
+        if settings.is_custom:
+            file = (
+                io.StringIO(data.decode()) if settings.mode == "t" else io.BytesIO(data)
+            )
+            pairs: Any = settings.load(file)
+        else:
+            pairs = unpickle(data)
+        return [(_hashable(key), _relative(name)) for key, name in pairs]
+    except (
+        Exception
+    ) as error:  # the user's load, or a damaged pickle, may raise anything
+        msg = (
+            f"{os.path.join(path, NAME)} is neither a manifest nor the key list of chest "
+            f"0.2.3: {type(error).__name__}: {error}. Nothing was changed"
+        )
+        raise errors.CorruptChestError(
+            msg,
+            path=path,
+        ) from error
+
+
+def _hashable(key: Any) -> Hashable:
+    """A key as it was before JSON made a list of its tuple."""
+    if isinstance(key, list):
+        return tuple([_hashable(part) for part in key])
+    keys.encode(key)
+    return key  # type: ignore[no-any-return]
+
+
+def _relative(name: str) -> str:
+    parts = name.replace(os.sep, "/").split("/")
+    if os.path.isabs(name) or any(part in ("", ".", "..") for part in parts):
+        msg = f"{name!r} leads out of the chest's folder"
+        raise ValueError(msg)
+    return "/".join(parts)

@@ -1,0 +1,214 @@
+"""The manifest's lines: a record as text, and its check.
+
+Owns: what a record says (`Entry`), the first line, how both are written and checked. Does
+not own: the file, its lock, what replaying it leaves.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+import xxhash
+
+from chest import errors
+
+__all__ = ["MAGIC", "Entry", "Header", "Lines", "Signer"]
+
+MAGIC = b"chest "
+VERSION = 1
+WORD = slice(8, 16)  # where the first line has the word for pollers
+CHECK, SIGNED = 16, 32  # hexadecimal digits before a record: checksum, keyed hash
+
+Signer = Callable[[bytes, int], bytes]  # (JSON text, record's number) → 32 hex digits
+
+
+class Entry(
+    msgspec.Struct,
+    omit_defaults=True,
+    gc=False,
+    rename={
+        "text": "k",
+        "birth": "b",
+        "name": "n",
+        "size": "z",
+        "digest": "d",
+        "format": "f",
+        "file_id": "i",
+        "nbytes": "m",
+        "cost": "c",
+        "python": "py",
+        "mapped": "w",
+        "signature": "s",
+        "expires": "t",
+        "generation": "g",
+    },
+):
+    """The live fact that a record leaves about a key. Treated as immutable.
+
+    Attributes
+    ----------
+    text : JSON value
+        The key, as `chest.keys.encode` writes it.
+    birth : int
+        Orders the keys; given when the key was first set.
+    name : str
+        The value's file, relative to the chest's folder, ``/`` between folders.
+    size : int
+        Bytes of that file.
+    digest : str
+        Of the value, 32 hexadecimal digits; empty: not known (written by chest 0.2.3).
+    format : str
+        Which format reads it.
+    file_id : str
+        What the file's footer must say; empty: not known.
+    nbytes : int
+        Bytes the value took in memory when it was written.
+    cost : float
+        Seconds it took to make or load, for the policy ``"costly"``.
+    python : int or None
+        Minor version of Python that must read it.
+    mapped : str or None
+        The key's own ``mapped=``, when it has one.
+    signature : str
+        Keyed hash over the file, in a signed chest.
+    expires : float or None
+        Unix time [s] from which the key counts as absent.
+    gone : str
+        ``"key"``: a tombstone; ``"all"``: so is everything before; ``""``: live.
+    generation : int
+        The record's number, shown to users as etag.
+    """
+
+    text: Any = None
+    birth: int = 0
+    name: str = ""
+    size: int = 0
+    digest: str = ""
+    format: str = "pickle"
+    file_id: str = ""
+    nbytes: int = 0
+    cost: float = 0.0
+    python: int | None = None
+    mapped: str | None = None
+    signature: str = ""
+    expires: float | None = None
+    gone: str = ""
+    generation: int = 0
+
+
+class Header(msgspec.Struct, omit_defaults=True):
+    """What the first line says of the whole file."""
+
+    id: str
+    generation: int = 0  # records before this file's first
+    birth: int = 0  # highest birth number ever given
+    signed: bool = False
+
+
+_encode = msgspec.json.Encoder().encode
+_decode_record = msgspec.json.Decoder(Entry | list[Entry]).decode
+_decode_header = msgspec.json.Decoder(Header).decode
+
+
+class Lines:
+    """Writes and reads the lines of one manifest.
+
+    Parameters
+    ----------
+    path : str
+        Of the manifest, for messages.
+    sign : callable, optional
+        Makes the check of a record in a signed chest.
+    """
+
+    def __init__(self, path: str, sign: Signer | None) -> None:
+        self.path = path
+        self._sign = sign
+
+    def first(self, header: Header, word: bytes) -> bytes:
+        """The first line."""
+        header.signed = self._sign is not None
+        body = _encode(header)
+        check = self._check(body, 0)
+        return b"%s%d %s %s %s\n" % (MAGIC, VERSION, word, body, check)
+
+    def line(self, record: Entry | list[Entry], number: int) -> bytes:
+        """The line of the record that is the *number*-th of the log."""
+        body = _encode(record)
+        return b"%s %s\n" % (self._check(body, number), body)
+
+    def read_first(self, line: bytes) -> Header:
+        """What the first line says.
+
+        Raises
+        ------
+        VersionError
+            A newer chest wrote it.
+        CorruptChestError, SignatureError
+            Its check does not fit.
+        """
+        if not line:
+            raise self.corrupt(0, "its first line is cut short")
+        version = line[len(MAGIC) :].partition(b" ")[0]
+        if version.isdigit() and int(version) > VERSION:
+            msg = (
+                f"{self.path} was written by a newer chest (format {int(version)}, "
+                f"this one reads {VERSION}): pip install -U chest"
+            )
+            raise errors.VersionError(
+                msg,
+                path=self.path,
+            )
+        body, _, check = line[WORD.stop + 1 : -1].rpartition(b" ")
+        if not self.is_check(check, body, 0):
+            raise self.corrupt(0, "its first line is damaged")
+        try:
+            return _decode_header(body)
+        except msgspec.MsgspecError as error:
+            raise self.corrupt(0, str(error)) from error
+
+    def read(self, line: bytes, number: int, offset: int) -> list[Entry] | None:
+        """The entries of one line; None when its check does not fit.
+
+        Raises
+        ------
+        CorruptChestError
+            The check fits and the text makes no sense.
+        """
+        check, _, body = line.partition(b" ")
+        if not self.is_check(check, body, number):
+            return None
+        try:
+            record = _decode_record(body)
+        except msgspec.MsgspecError as error:
+            raise self.corrupt(offset, str(error)) from error
+        return record if isinstance(record, list) else [record]
+
+    def is_check(self, check: bytes, body: bytes, number: int) -> bool:
+        """Whether *check* is that of *body* as the *number*-th record."""
+        if len(check) == SIGNED and self._sign is None:
+            msg = f"{self.path} is signed: pass the key it was made with as sign_key="
+            raise errors.SignatureError(
+                msg,
+                path=self.path,
+            )
+        if len(check) == CHECK and self._sign is not None:
+            msg = f"{self.path} is not signed: open it without sign_key="
+            raise errors.SignatureError(msg, path=self.path)
+        return secrets.compare_digest(check, self._check(body, number))
+
+    def corrupt(self, offset: int, what: str) -> errors.CorruptChestError:
+        """The error for damage at byte *offset*."""
+        return errors.CorruptChestError(
+            f"{self.path} is damaged at byte {offset}: {what}. Nothing was changed; the "
+            f"values' files are untouched",
+            path=self.path,
+        )
+
+    def _check(self, body: bytes, number: int) -> bytes:
+        if self._sign is not None:
+            return self._sign(body, number)
+        return xxhash.xxh3_64_hexdigest(body, number).encode()

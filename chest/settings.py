@@ -1,0 +1,161 @@
+"""What a chest was opened with: checked once, and all that travels in a pickled handle.
+
+Owns: the words that the options take, and their defaults. Does not own: what they do.
+"""
+
+from __future__ import annotations
+
+import builtins
+import contextlib
+import dataclasses
+import os
+import pickle
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from typing import IO, Any
+
+from chest import keys, reprs
+from chest.system import memory_limit
+
+__all__ = [
+    "DEFAULT_MEMORY",
+    "NAMES",
+    "Settings",
+    "absolute",
+    "check_word",
+    "no_share",
+    "nothing",
+    "open_many",
+    "pickle_dump",
+]
+
+DEFAULT_MEMORY = 1e9  # bytes, as in chest 0.2.3
+
+WORDS: dict[str, tuple[object, ...]] = {
+    "mode": ("b", "t"),
+    "format": ("pickle", "data", "custom"),
+    "mapped": ("r", "copy", False),
+    "publish": ("flush", "each"),
+    "durability": ("memory", "process", "power"),
+    "trust": ("owner", "data", "any"),
+    "verify": ("stream", "full"),
+}
+
+
+def pickle_dump(value: object, file: IO[bytes]) -> None:
+    """Pickle *value* into an open file: the ``dump`` of a chest that was given none."""
+    pickle.dump(value, file, protocol=5)
+
+
+def nothing(key: Hashable) -> None:
+    """Do nothing: the hook of a chest that was given none."""
+
+
+@contextlib.contextmanager
+def open_many(paths: Sequence[str], mode: str = "rb") -> Iterator[list[IO[Any]]]:
+    """Open some files for the time of a ``with`` block."""
+    with contextlib.ExitStack() as stack:
+        yield [stack.enter_context(builtins.open(path, mode)) for path in paths]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+    """The options of one chest; see `chest.Chest` for what they mean.
+
+    Raises
+    ------
+    ValueError
+        An option has a value that it does not take; the message lists those it does.
+    """
+
+    available_memory: Any = DEFAULT_MEMORY
+    dump: Callable[..., object] = pickle_dump
+    load: Callable[..., object] = pickle.load
+    key_to_filename: Callable[[Hashable], str] = keys.key_to_filename
+    on_miss: Callable[[Any], object] = nothing
+    on_overflow: Callable[[Any], object] = nothing
+    open: Callable[..., Any] = builtins.open
+    open_many: Callable[..., Any] = open_many
+    mode: str = "b"
+    format: str = "pickle"
+    policy: Any = "largest"
+    mapped: str | bool = "r"
+    publish: str = "flush"
+    durability: str = "process"
+    trust: str = "owner"
+    sign_key: Any = None
+    verify: str = "stream"
+    readonly: bool = False
+    timeout: float | None = None
+    available_disk: Any = None
+    umask: bool = False
+
+    def __post_init__(self) -> None:
+        budget = reprs.parse_bytes(self.available_memory, limit=memory_limit)
+        object.__setattr__(self, "available_memory", budget)
+        if self.available_disk is not None:
+            disk = reprs.parse_bytes(self.available_disk, limit=no_share)
+            object.__setattr__(self, "available_disk", disk)
+        if self.trust == "data" and self.format == "pickle":
+            object.__setattr__(self, "format", "data")
+        if self.is_custom and self.format == "pickle":
+            object.__setattr__(self, "format", "custom")
+        for option, words in WORDS.items():
+            check_word(option, getattr(self, option), words)
+        if self.trust == "data" and self.is_custom:
+            msg = "trust='data' cannot be had with a dump= or load= of yours"
+            raise ValueError(msg)
+        if self.format == "custom" and not self.is_custom:
+            msg = "format='custom' needs dump= and load="
+            raise ValueError(msg)
+
+    @property
+    def is_custom(self) -> bool:
+        """The user brought functions to write and read values with."""
+        return self.dump is not pickle_dump or self.load is not pickle.load
+
+    @property
+    def budget(self) -> int:
+        """``available_memory`` in bytes."""
+        return int(self.available_memory)
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = dict(self.__dict__)
+        if isinstance(self.sign_key, bytes):
+            # A handle lies about in queues and on disks, the key must not.
+            msg = (
+                "a chest with the bytes of a key as sign_key= cannot be pickled, because "
+                "the key would travel with it: pass sign_key='env:NAME' or a function"
+            )
+            raise TypeError(msg)
+        return state
+
+
+def check_word(option: str, value: object, words: tuple[object, ...]) -> None:
+    """Raise ValueError unless *value* is one of *words*."""
+    if not any(value is word or value == word for word in words):
+        msg = f"{option}={value!r}: one of {', '.join(map(repr, words))}"
+        raise ValueError(msg)
+
+
+def absolute(path: str | os.PathLike[str]) -> str:
+    """The full path of a chest's folder, ``~`` expanded.
+
+    Raises
+    ------
+    ValueError
+        It is the address of a remote store.
+    """
+    text = os.fspath(path)
+    if "://" in text:
+        msg = f"{text}: this version keeps chests in folders; give it a path, not a URL"
+        raise ValueError(msg)
+    return os.path.abspath(os.path.expanduser(text))
+
+
+def no_share() -> int:
+    """Raise ValueError: a share of something makes no sense for the disk."""
+    msg = "available_disk= takes bytes, like '20GB', not a share"
+    raise ValueError(msg)
+
+
+NAMES = tuple(field.name for field in dataclasses.fields(Settings))

@@ -1,0 +1,192 @@
+"""Complete writes and reads, and bytes that are on the medium when we say so.
+
+Owns: short writes and reads, and what ``fsync`` needs on which system.
+Does not own: what the bytes mean, and when they must be safe.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from chest.protocols import Buffer
+
+__all__ = [
+    "POSIX",
+    "close",
+    "flush_file",
+    "pwrite_all",
+    "read_all",
+    "sync_directory",
+    "sync_file",
+    "write_all",
+]
+
+log = logging.getLogger("chest")
+
+POSIX: bool = os.name == "posix"
+
+IOV_MAX = 1024 if not POSIX else max(16, os.sysconf("SC_IOV_MAX"))
+
+
+def write_all(fd: int, buffers: Sequence[Buffer]) -> int:
+    """Write all the buffers at the descriptor's position, without joining them.
+
+    Parameters
+    ----------
+    fd : int
+        Open for writing.
+    buffers : sequence of bytes-like
+        Contiguous; of any number and size.
+
+    Returns
+    -------
+    int
+        Bytes written: the sum of the sizes.
+
+    Raises
+    ------
+    OSError
+        The disk refused; an unknown part has been written.
+    """
+    total = 0
+    for start in range(0, len(buffers), IOV_MAX):
+        batch = buffers[start : start + IOV_MAX]
+        size = sum(_nbytes(piece) for piece in batch)
+        done = _write_some(fd, batch)
+        if done < size:
+            _write_rest(fd, batch, done)
+        total += size
+    return total
+
+
+def _nbytes(piece: Buffer) -> int:
+    """Size in bytes, also of a view whose items are wider."""
+    return piece.nbytes if isinstance(piece, memoryview) else len(piece)
+
+
+def _write_some(fd: int, batch: Sequence[Buffer]) -> int:
+    """One system call; may write less than all."""
+    if len(batch) > 1 and hasattr(os, "writev"):
+        return os.writev(fd, batch)
+    return os.write(fd, batch[0]) if batch else 0
+
+
+def _write_rest(fd: int, batch: Sequence[Buffer], done: int) -> None:
+    """Go on after a short write that ended anywhere in the batch."""
+    rest = [memoryview(piece).cast("B") for piece in batch if _nbytes(piece)]
+    while rest:
+        while rest and done >= len(rest[0]):
+            done -= len(rest.pop(0))
+        if rest:
+            rest[0] = rest[0][done:]
+            done = _write_some(fd, rest)
+
+
+def pwrite_all(fd: int, data: Buffer, offset: int) -> int:
+    """Write all of *data* at *offset* (bytes); the number of bytes is returned.
+
+    Raises
+    ------
+    OSError
+        The disk refused; an unknown part has been written.
+    """
+    rest = memoryview(data).cast("B")
+    size = len(rest)
+    while rest:
+        if hasattr(os, "pwrite"):
+            done = os.pwrite(fd, rest, offset)
+        else:
+            os.lseek(fd, offset, os.SEEK_SET)
+            done = os.write(fd, rest)
+        rest, offset = rest[done:], offset + done
+    return size
+
+
+def read_all(fd: int, offset: int, size: int) -> bytes:
+    """Read *size* bytes from *offset*; fewer only where the file ends.
+
+    Raises
+    ------
+    OSError
+        The disk refused.
+    """
+    data = _pread(fd, size, offset)
+    if len(data) == size or not data:
+        return data
+    pieces = [data]
+    while data and size > len(data):
+        size, offset = size - len(data), offset + len(data)
+        data = _pread(fd, size, offset)
+        pieces.append(data)
+    return b"".join(pieces)
+
+
+def _pread(fd: int, size: int, offset: int) -> bytes:
+    """One read; may be short."""
+    if hasattr(os, "pread"):
+        return os.pread(fd, size, offset)
+    os.lseek(fd, offset, os.SEEK_SET)
+    return os.read(fd, size)
+
+
+def close(fd: int) -> None:
+    """Release a descriptor.
+
+    What the system says then is logged only: the descriptor is gone all the same, and
+    a file that was written was asked before (see `flush_file`).
+    """
+    try:
+        os.close(fd)
+    except OSError as error:
+        log.info("closing a file: %s", error)
+
+
+def flush_file(fd: int) -> None:
+    """Learn what a file system that writes when a file is closed (NFS) refuses.
+
+    Raises
+    ------
+    OSError
+        The disk refused; an unknown part was written.
+    """
+    if POSIX:
+        os.close(os.dup(fd))
+
+
+def sync_file(fd: int) -> None:
+    """Return when the file's bytes are on the medium, also on macOS.
+
+    Raises
+    ------
+    OSError
+        They may not be there, and trying again proves nothing.
+    """
+    if sys.platform == "darwin":
+        import fcntl
+
+        try:
+            fcntl.fcntl(fd, fcntl.F_FULLFSYNC)
+            return
+        except OSError as error:
+            if error.errno not in (errno.ENOTSUP, errno.EINVAL, errno.ENOTTY):
+                raise
+    os.fsync(fd)
+
+
+def sync_directory(fd: int) -> None:
+    """Return when the names in the directory are on the medium.
+
+    Raises
+    ------
+    OSError
+        As `sync_file`.
+    """
+    if POSIX:
+        sync_file(fd)

@@ -1,0 +1,283 @@
+"""What a chest tells about itself, and the care of its folder.
+
+Owns: facts and statistics, how a chest is shown, checking, compaction, the budget of the
+disk. Does not own: the mapping, or how values move.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Hashable, Iterable, Iterator, Mapping
+from typing import Any
+
+from chest import facts, reprs, settings, system
+from chest.engine import Engine
+from chest.records import Entry
+
+__all__ = ["Upkeep"]
+
+
+class Upkeep(Engine):
+    """An engine that can be looked at and looked after."""
+
+    __slots__ = ()
+
+    def __len__(self) -> int:
+        """How many keys there are; O(1)."""
+        self._look()
+        return len(self._manifest.index) + len(self._fresh)
+
+    # -- what there is -----------------------------------------------------------------
+
+    @property
+    def available_memory(self) -> float:
+        """The budget for values in memory [bytes]; may be set at any time."""
+        return self._memory.budget
+
+    @available_memory.setter
+    def available_memory(self, budget: float | str) -> None:
+        self._memory.budget = reprs.parse_bytes(budget, limit=system.memory_limit)
+        self.shrink()
+
+    @property
+    def memory_usage(self) -> int:
+        """Bytes that the values in memory take; shared buffers count once."""
+        return self._memory.used
+
+    @property
+    def inmem(self) -> Mapping[Any, Any]:
+        """The values in memory, as a read-only mapping."""
+        return _InMemory(self)
+
+    def key_to_filename(self, key: Hashable) -> str:
+        """Full path of the file that holds the value of *key*, or that will hold it.
+
+        For a key whose newest value was not written yet, it is the file that it gets.
+        """
+        slot = self._slots.get(key)
+        entry = self._manifest.index.get(key)
+        if entry is None or (slot is not None and slot.dirty):
+            return self._spill.store.home.join(self._spill.name(key))
+        return self._spill.store.home.join(entry.name)
+
+    def entry(self, key: Hashable) -> facts.KeyFacts:
+        """What is known of *key* without loading its value.
+
+        Raises
+        ------
+        KeyError
+            There is no such key.
+        """
+        self._look()
+        slot, entry = self._slots.get(key), self._manifest.index.get(key)
+        if slot is None and entry is None:
+            raise KeyError(key)
+        path = self.key_to_filename(key)
+        stored = entry.format if entry is not None else self._settings.format
+        own = slot.options[0] if slot is not None and slot.options else None
+        return facts.KeyFacts(
+            key=key,
+            path=path,
+            name=os.path.relpath(path, self.path).replace(os.sep, "/"),
+            format=own or stored,
+            nbytes=slot.nbytes if slot is not None else entry.nbytes,  # type: ignore[union-attr]
+            stored_nbytes=entry.size if entry is not None else 0,
+            generation=entry.generation if entry is not None else 0,
+            birth=slot.birth if slot is not None else entry.birth,  # type: ignore[union-attr]
+            in_memory=slot is not None,
+            dirty=slot is not None and slot.dirty,
+        )
+
+    def stats(self) -> facts.Stats:
+        """Counts since the chest was opened, and its present state. O(keys)."""
+        self._look()
+        with self.lock:
+            dirty = sum(slot.dirty for slot in self._slots.values())
+        disk = self._settings.available_disk
+        return facts.Stats(
+            keys=len(self),
+            in_memory=len(self._slots),
+            dirty=dirty,
+            memory_usage=self._memory.used,
+            available_memory=self._memory.budget,
+            stored_nbytes=self.stored_nbytes,
+            available_disk=float("inf") if disk is None else disk,
+            hits=self._memory.hits,
+            misses=self._spill.loaded,
+            spills=self._spills,
+            writes=self._spill.written,
+            written_nbytes=self._spill.written_bytes,
+            loads=self._spill.loaded,
+            loaded_nbytes=self._spill.loaded_bytes,
+        )
+
+    def __repr__(self) -> str:
+        if self._closed:
+            return f"<Chest at {self.path}: closed>"
+        return reprs.line(
+            type(self).__name__,
+            self.path,
+            len(self._manifest.index) + len(self._fresh),
+            len(self._slots),
+            self._memory.used,
+            self._memory.budget,
+        )
+
+    __str__ = __repr__
+
+    def _repr_html_(self) -> str:
+        """A table for notebooks; reads nothing."""
+        if self._closed:
+            return reprs.html(repr(self), [], [])
+        stored = self.stored_nbytes
+        rows = [
+            ("path", self.path),
+            ("keys", reprs.count_text(len(self._manifest.index) + len(self._fresh))),
+            ("in memory", reprs.count_text(len(self._slots))),
+            ("on disk", reprs.bytes_text(stored)),
+            ("spills", reprs.count_text(self._spills)),
+        ]
+        bars = [("memory", self._memory.used, int(min(self._memory.budget, 2**63)))]
+        return reprs.html(type(self).__name__, rows, bars)
+
+    # -- care --------------------------------------------------------------------------
+
+    def compact(self) -> int:
+        """Rewrite the manifest without what is gone, and remove orphaned files.
+
+        Returns
+        -------
+        int
+            How many files of dead writers were removed.
+        """
+        with self._publishing():
+            self._manifest.compact()
+            return self._spill.sweep()
+
+    def verify(self, *, progress: bool = False) -> list[facts.Problem]:
+        """Read every published byte and compare it with its checksum.
+
+        Parameters
+        ----------
+        progress : bool
+            Show a progress bar.
+
+        Returns
+        -------
+        list of Problem
+            Empty when all is well. Nothing is changed.
+        """
+        self.refresh()
+        with self.lock:
+            entries = list(self._manifest.index.ordered().items())
+        steps: Iterable[tuple[Hashable, Entry]] = entries
+        if progress:
+            from tqdm import tqdm
+
+            class Bar(tqdm):  # type: ignore[type-arg]
+                monitor_interval = 0  # no thread that outlives the bar
+
+            steps = Bar(entries, desc="verify", unit="value", leave=False)
+        problems = []
+        for key, entry in steps:
+            error = self._spill.verify(key, entry)
+            # Replaced meanwhile: what was read is nobody's value any more.
+            if error is not None and self._manifest.index.get(key) is entry:
+                path = self._spill.store.home.join(entry.name)
+                problems.append(facts.Problem(key, path, str(error)))
+        return problems
+
+    def trim(
+        self, bytes: float | str | None = None, older_than: float | None = None
+    ) -> int:
+        """Delete the keys that were least recently used, for everyone.
+
+        Parameters
+        ----------
+        bytes : int or str, optional
+            Until the values' files take no more than this.
+        older_than : float, optional
+            Those not used for so many seconds.
+
+        Returns
+        -------
+        int
+            How many keys were deleted.
+
+        Notes
+        -----
+        Use is a write, or a read from disk by a chest that has ``available_disk``; the
+        time is kept with the file.
+        """
+        if bytes is None and older_than is None:
+            msg = "trim() needs bytes=, older_than=, or both"
+            raise TypeError(msg)
+        most = (
+            None if bytes is None else reprs.parse_bytes(bytes, limit=settings.no_share)
+        )
+        return self._trim(most, older_than)
+
+    def _written_more(self) -> None:
+        """Delete the least recently used keys beyond ``available_disk``."""
+        budget = self._settings.available_disk
+        if budget is not None and self.stored_nbytes > budget:
+            self._trim(budget, None)
+
+    @property
+    def stored_nbytes(self) -> int:
+        """Bytes of the values' files. O(keys)."""
+        return sum(entry.size for entry in [*self._manifest.index.entries.values()])
+
+    def _trim(self, most: float | None, older_than: float | None) -> int:
+        """Delete keys by last use, the oldest first; returns how many."""
+        stat = self._spill.store.home.stat
+        ages: list[tuple[float, Hashable, int]] = []
+        with self.lock:
+            entries = dict(self._manifest.index.entries)
+        for key, entry in entries.items():
+            status = stat(entry.name)
+            if status is not None:
+                ages.append((max(status.st_atime, status.st_mtime), key, entry.size))
+        ages.sort(key=lambda age: age[0])
+        left, deadline = sum(size for _, _, size in ages), 0.0
+        if older_than is not None:
+            deadline = time.time() - older_than
+        gone = []
+        for used, key, size in ages:
+            if not (used < deadline or (most is not None and left > most)):
+                break
+            gone.append(key)
+            left -= size
+        with self._publishing():
+            gone = [key for key in gone if self._manifest.index.get(key) is not None]
+            names = self._spill.remove(gone) if gone else []
+            for key in gone:
+                slot = self._slots.get(key)
+                if slot is not None and not slot.dirty:
+                    self._memory.drop(slot)
+                elif slot is not None:
+                    self._fresh[key] = slot.birth
+        self._spill.delete(names)
+        return len(gone)
+
+
+class _InMemory(Mapping[Any, Any]):
+    """The values in memory; looking at one is no use of it."""
+
+    __slots__ = ("_chest",)
+
+    def __init__(self, chest: Engine) -> None:
+        self._chest = chest
+
+    def __getitem__(self, key: Hashable) -> Any:
+        return self._chest._slots[key].value
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter([*self._chest._slots])
+
+    def __len__(self) -> int:
+        return len(self._chest._slots)
+
+    def __repr__(self) -> str:
+        return f"<{len(self)} values in memory>"

@@ -1,0 +1,1 @@
+"""The tests; a package, so that kits can be imported from ``tests.…``."""

@@ -1,0 +1,173 @@
+"""What chests do while something goes wrong, and the state after each step.
+
+A scene is a generator over a chest's path. It yields the whole expected contents each
+time something was acknowledged.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from chest import Chest
+
+State = dict[Any, Any]
+Scene = Callable[[str], Iterator[State]]
+
+OLD = {
+    "a": [1, "old"],
+    "big": np.arange(10_000.0),
+    ("one", "two"): "nested",
+    "gone": b"deleted in most scenes" * 40,
+}
+BIG = np.arange(9_000.0)[::-1].copy()
+
+
+def prepare(path: Path) -> Path:
+    """A chest that holds OLD."""
+    with Chest(path) as c:
+        c.update(OLD)
+    return path
+
+
+def setting(path: str) -> Iterator[State]:
+    """A new key, published alone."""
+    with Chest(path) as c:
+        yield OLD
+        c["new"] = BIG
+        c.sync()
+        yield {**OLD, "new": BIG}
+        c["new2"] = 2
+    yield {**OLD, "new": BIG, "new2": 2}
+
+
+def overwriting(path: str) -> Iterator[State]:
+    """A value replaced twice."""
+    with Chest(path) as c:
+        c["a"] = "newer"
+        c.flush()
+        yield {**OLD, "a": "newer"}
+        c["a"] = "newest"
+        c["big"] = BIG
+        c.flush()
+        yield {**OLD, "a": "newest", "big": BIG}
+
+
+def deleting(path: str) -> Iterator[State]:
+    """Keys removed one by one, also the last of a folder."""
+    state = dict(OLD)
+    with Chest(path) as c:
+        for key in ("gone", ("one", "two"), "a"):
+            del c[key]
+            del state[key]
+            yield dict(state)
+        assert c.popitem()[0] == "big"
+        yield {}
+
+
+def spilling(path: str) -> Iterator[State]:
+    """More than the budget holds; what is spilled is acknowledged by the flush."""
+    new = {f"s{i}": np.full(1000, i) for i in range(4)}
+    with Chest(path, available_memory=10_000) as c:
+        c.update(new)
+        c.flush()
+        yield {**OLD, **new}
+
+
+def compacting(path: str) -> Iterator[State]:
+    """The log written anew, after a deletion that must not come back."""
+    with Chest(path) as c:
+        del c["gone"]
+        state = {key: value for key, value in OLD.items() if key != "gone"}
+        yield state
+        c.compact()
+        yield state
+        c["a"] = "newer"
+        c.sync()
+        yield {**state, "a": "newer"}
+
+
+def clearing(path: str) -> Iterator[State]:
+    """All keys removed at once, then one set."""
+    with Chest(path) as c:
+        c.clear()
+        yield {}
+        c["a"] = 1
+        c.sync()
+        yield {"a": 1}
+
+
+def settling(path: str) -> Iterator[State]:
+    """Read-modify-write, published when it returns."""
+    with Chest(path) as c:
+        c.setdefault("new", 5)
+        yield {**OLD, "new": 5}
+        with c.edit("a") as value:
+            value.append("edited")
+        yield {**OLD, "new": 5, "a": [1, "old", "edited"]}
+        c.pop("new")
+        yield {**OLD, "a": [1, "old", "edited"]}
+
+
+def linking(path: str) -> Iterator[State]:
+    """Files taken over from another chest."""
+    other = f"{path}-other"
+    with Chest(path) as c, Chest(other) as theirs:
+        c.update(theirs)
+        yield {**OLD, "a": "theirs", "more": BIG}
+
+
+def opening(path: str) -> Iterator[State]:
+    """A new chest is made and opened."""
+    shutil.rmtree(path, ignore_errors=True)
+    with Chest(path) as c:
+        yield {}
+        c["a"] = 1
+    yield {"a": 1}
+
+
+SCENES: dict[str, Scene] = {
+    scene.__name__: scene
+    for scene in (
+        setting,
+        overwriting,
+        deleting,
+        spilling,
+        compacting,
+        clearing,
+        settling,
+        linking,
+        opening,
+    )
+}
+
+
+def states_of(scene: Scene, path: str) -> list[State]:
+    """The contents before, and after each acknowledged step."""
+    return [OLD if scene is not opening else {}, *scene(path)]
+
+
+def same(mine: Any, theirs: Any) -> bool:
+    """Equal, also for arrays."""
+    if isinstance(mine, np.ndarray):
+        return isinstance(theirs, np.ndarray) and np.array_equal(mine, theirs)
+    return type(mine) is type(theirs) and mine == theirs
+
+
+def equal(mine: Any, theirs: State) -> bool:
+    """Two mappings hold the same."""
+    return set(mine) == set(theirs) and all(same(mine[k], theirs[k]) for k in theirs)
+
+
+def files_in(path: str | Path) -> set[str]:
+    """All regular files below a folder, relative to it."""
+    return {
+        os.path.relpath(os.path.join(folder, name), path)
+        for folder, _, names in os.walk(path)
+        for name in names
+    }

@@ -1,0 +1,234 @@
+"""Each workload once, tiny; each installed rival once; the arithmetic of the report."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import benchmarks
+from benchmarks import report
+from benchmarks.__main__ import main
+from benchmarks.plan import FULL, TINY, Case, Figures, Goal, Rival, Workload
+from benchmarks.rivals import RIVALS
+from benchmarks.runner import Outcome, run
+from benchmarks.workloads import ABOUT, WORKLOADS
+
+NEED_NOTHING = ["chest", "dict", "raw", "np.save", "pickle", "log"]
+ONLY_ARRAYS = ["raw", "np.save", "zarr"]
+NO_DELETE = [*ONLY_ARRAYS, "pickle", "joblib"]
+
+
+def nothing(case: Case) -> Figures:
+    raise ArithmeticError(case.rival.name)
+
+
+def example(**settings: object) -> Workload:
+    return Workload("example", "about", nothing, **settings)  # type: ignore[arg-type]
+
+
+def outcome(rival: str, *times: float) -> Outcome:
+    return Outcome("example", rival, [{"time [ms]": time} for time in times])
+
+
+def test_every_listed_workload_exists_and_the_other_way_round() -> None:
+    assert list(WORKLOADS) == list(ABOUT)
+
+
+@pytest.mark.parametrize("name", WORKLOADS)
+def test_workload_measures_chest_and_the_limits(name: str, tmp_path: Path) -> None:
+    workload = WORKLOADS[name]
+    for module in workload.needs:
+        pytest.importorskip(module)
+
+    ended = run(workload, TINY, tmp_path, repeat=1, rivals=NEED_NOTHING, fair=False)
+
+    assert "chest" in [each.rival for each in ended]
+    assert [each.failed + each.skipped for each in ended] == [""] * len(ended)
+    for each in ended:
+        assert all(figure >= 0 for figure in each.samples[0].values())
+    for goal in workload.goals:
+        assert goal.figure in ended[0].samples[0]
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("name", WORKLOADS)
+def test_rivals_baselines_and_goals_name_rivals_that_exist(name: str) -> None:
+    workload = WORKLOADS[name]
+    against = {goal.against for goal in workload.goals} - {None}
+
+    assert set(workload.rivals) <= set(RIVALS)
+    assert set(workload.baselines) <= set(workload.rivals)
+    assert against <= set(workload.baselines)
+
+
+# Rivals may warn of what they like; they are not ours.
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", RIVALS)
+def test_rival_gives_back_what_it_was_given(name: str, tmp_path: Path) -> None:
+    if absence := RIVALS[name].absence():
+        pytest.skip(absence)
+    value = np.arange(1000.0) if name in ONLY_ARRAYS else "x" * 100
+    store = RIVALS[name](tmp_path, 1 << 20)
+    store.set("k1", value)
+    store.flush()
+    if RIVALS[name].reopens:
+        store.close()
+        store = RIVALS[name](tmp_path, 1 << 20)
+
+    assert np.array_equal(store.get("k1"), value)
+    if name not in NO_DELETE:
+        _forgets(store)
+    store.close()
+
+
+def _forgets(store: Rival) -> None:
+    assert store.contains("k1")
+    assert store.length() == 1
+
+    store.delete("k1")
+    store.flush()
+
+    assert not store.contains("k1")
+    assert store.length() == 0
+    with pytest.raises(KeyError):
+        store.get("k1")
+
+
+def test_absent_rival_is_named_as_skipped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(RIVALS["lmdb"], "needs", ("no_such_module",))
+    workload = WORKLOADS["lookups"]
+
+    ended = run(workload, TINY, tmp_path, repeat=1, rivals=["lmdb"], fair=False)
+
+    text = report.table(workload, report.rows(workload, ended, TINY), ended)
+    assert "lmdb skipped: no_such_module is not installed" in text
+
+
+def test_rival_that_raises_is_a_line_of_the_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workload = example(rivals=("dict", "log"))
+    monkeypatch.setitem(WORKLOADS, "example", workload)
+
+    ended = run(workload, TINY, tmp_path, repeat=2, fair=False)
+
+    assert [each.failed for each in ended] == [
+        "ArithmeticError: dict",
+        "ArithmeticError: log",
+    ]
+    text = report.table(workload, report.rows(workload, ended, TINY), ended)
+    assert "log FAILED: ArithmeticError: log" in text
+
+
+def test_rivals_take_turns(tmp_path: Path) -> None:
+    order: list[str] = []
+
+    run(
+        WORKLOADS["small_set"],
+        TINY,
+        tmp_path,
+        repeat=2,
+        rivals=["dict", "chest"],
+        fair=False,
+        tick=order.append,
+    )
+
+    assert order == ["small_set: dict", "small_set: chest"] * 2
+
+
+def test_ratio_is_the_median_of_the_ratios_of_neighbours() -> None:
+    workload = example(baselines=("raw",))
+    ended = [outcome("raw", 1, 10, 100), outcome("chest", 1, 5, 200)]
+
+    found = report.rows(workload, ended, TINY)
+
+    assert [row.rival for row in found] == ["raw", "chest"]
+    assert (found[1].median, found[1].low, found[1].high) == (5, 1, 200)
+    assert found[1].ratios == {"raw": (1, 0.5, 2)}
+
+
+@pytest.mark.parametrize(
+    ("goal", "met", "missed"),
+    [
+        (Goal("time [ms]", at_least=2, against="raw"), 5, 6),
+        (Goal("time [ms]", at_most=1.2, against="raw"), 12, 13),
+        (Goal("time [ms]", at_most=100), 100, 101),
+        (Goal("time [ms]", at_most=lambda sizes: sizes.arrays), 8, 9),
+    ],
+)
+def test_goal_is_met_up_to_its_limit_and_no_further(
+    goal: Goal, met: float, missed: float
+) -> None:
+    workload = example(baselines=("raw",), goals=(goal,))
+
+    for time, expected in ((met, True), (missed, False)):
+        ended = [outcome("raw", 10), outcome("chest", time)]
+        found = report.rows(workload, ended, FULL)
+        assert [verdict.met for verdict in found[1].verdicts] == [expected]
+        assert found[0].verdicts == []
+
+
+def test_goal_without_its_rival_is_left_open() -> None:
+    goal = Goal("time [ms]", at_least=2, against="raw")
+    workload = example(baselines=("raw",), goals=(goal,))
+
+    assert report.rows(workload, [outcome("chest", 1)], TINY)[0].verdicts == []
+
+
+def test_command_line_prints_a_table_and_writes_all_samples(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target = tmp_path / "run.json"
+
+    options = ["--quick", "--repeat", "3", "--rivals", "dict,log"]
+    places = ["--json", str(target), "--folder", str(tmp_path)]
+
+    status = main(["lookups", *options, *places])
+
+    written = json.loads(target.read_text(encoding="utf-8"))
+    assert status == 0
+    assert "missing key [ns]  dict" in capsys.readouterr().out
+    assert [len(each["samples"]) for each in written["outcomes"]] == [3, 3]
+    assert written["versions"]["numpy"] == np.__version__
+    assert os.listdir(tmp_path) == ["run.json"]
+
+
+@pytest.mark.parametrize("wrong", [["no_such"], ["--rivals", "dict,no_such"], ["plot"]])
+def test_command_line_refuses_what_it_does_not_know(wrong: list[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(wrong)
+
+
+def test_plot_draws_a_written_run(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    ended = [outcome("raw", 1, 2), outcome("chest", 1, 3)]
+    found = report.rows(example(baselines=("raw",)), ended, TINY)
+    source = tmp_path / "run.json"
+    source.write_text(report.as_json(found, ended, TINY, tmp_path), encoding="utf-8")
+
+    # matplotlib keeps fonts open as long as the process lives.
+    command = [sys.executable, "-m", "benchmarks", "plot", str(source)]
+    subprocess.run(command, cwd=Path(benchmarks.__file__).parents[1], check=True)
+
+    assert (tmp_path / "run.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_workload_that_asks_for_it_runs_in_a_process_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workload = WORKLOADS["open_many"]
+    # Only this process sees the one that fails.
+    monkeypatch.setitem(WORKLOADS, "open_many", example(alone=True))
+
+    ended = run(workload, TINY, tmp_path, repeat=1, rivals=["log"])
+
+    assert ended[0].failed == ""
+    assert list(ended[0].samples[0]) == ["20 keys [ms]", "20 keys [MiB]"]
