@@ -21,7 +21,7 @@ from benchmarks.workloads import ABOUT, WORKLOADS
 __all__ = ["main"]
 
 QUICK_REPEAT = 2
-PLOT = "plot"
+PLOT, PAGES = "plot", "pages"  # of a written run
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -30,7 +30,8 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks",
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="Measure chest beside its rivals; `plot FILE.json` draws a run.",
+        description="Measure chest beside its rivals; `plot FILE.json` draws a run, "
+        "`pages FILE.json` prints it for docs/performance-figures.txt.",
         epilog=f"workloads (default: all):\n{lines}\n\nrivals: {', '.join(RIVALS)}",
     )
     add = parser.add_argument
@@ -42,9 +43,9 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--folder", type=Path, help="where the stores go (default: a temporary one)")
     add("--legacy", metavar="FILE", help="chest 0.2.3's sdist, or `download`")
     arguments = parser.parse_args(argv)
-    if arguments.workloads[:1] == [PLOT]:
+    if arguments.workloads[:1] in ([PLOT], [PAGES]):
         if len(arguments.workloads) != 2:
-            parser.error("plot takes one FILE.json")
+            parser.error(f"{arguments.workloads[0]} takes one FILE.json")
         return arguments
     for given, known in ((arguments.workloads, WORKLOADS), (arguments.rivals, RIVALS)):
         if unknown := sorted(set(given or ()) - set(known)):
@@ -77,6 +78,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _arguments(argv)
     if arguments.workloads[:1] == [PLOT]:
         print(report.plot(Path(arguments.workloads[1])))
+        return 0
+    if arguments.workloads[:1] == [PAGES]:
+        print(report.pages(Path(arguments.workloads[1])), end="")
         return 0
     with tempfile.TemporaryDirectory(
         prefix="benchmarks-", dir=arguments.folder, ignore_cleanup_errors=True

@@ -1,4 +1,4 @@
-"""Samples → medians, ratios, verdicts; these → a table, JSON, a plot.
+"""Samples → medians, ratios, verdicts; these → a table, JSON, a page, a plot.
 
 A ratio is the baseline's figure over the rival's, taken repetition by repetition
 (they ran next to one another) and then the median: 2 is twice as fast.
@@ -19,7 +19,17 @@ from typing import Any
 from benchmarks.plan import Goal, Sizes, Workload
 from benchmarks.runner import Outcome
 
-__all__ = ["Row", "Verdict", "as_json", "machine", "plot", "rows", "table", "versions"]
+__all__ = [
+    "Row",
+    "Verdict",
+    "as_json",
+    "machine",
+    "pages",
+    "plot",
+    "rows",
+    "table",
+    "versions",
+]
 
 SUBJECT = "chest"  # whom the goals speak of
 PACKAGES = (
@@ -257,6 +267,52 @@ def as_json(
         indent=1,
         ensure_ascii=False,
     )
+
+
+def pages(source: Path) -> str:
+    """A written JSON file as reStructuredText, one table per figure.
+
+    Parameters
+    ----------
+    source : Path
+        What ``--json`` wrote.
+
+    Returns
+    -------
+    str
+        What ``docs/performance.rst`` includes.
+    """
+    run = json.loads(source.read_text(encoding="utf-8"))
+    known = [f"{name} {version}" for name, version in run["versions"].items()]
+    installed = [text for text in known if not text.endswith(" not installed")]
+    lines = [f"{run['machine']}. {', '.join(installed)}.", ""]
+    panels: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for row in run["rows"]:
+        panels.setdefault((row["workload"], row["figure"]), []).append(row)
+    for (workload, figure), panel in panels.items():
+        bases = list(dict.fromkeys(name for row in panel for name in row["ratios"]))
+        head = [
+            "rival",
+            "median",
+            "lowest",
+            "highest",
+            *(f"× {name}" for name in bases),
+        ]
+        lines += [f".. csv-table:: ``{workload}``, {figure}", "   :header-rows: 1", ""]
+        for cells in [head, *(_page_cells(row, bases) for row in panel)]:
+            lines.append("   " + ",".join(f'"{cell}"' for cell in cells))
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _page_cells(row: dict[str, Any], bases: Sequence[str]) -> list[str]:
+    """One row of `pages`."""
+    cells = [row["rival"], *(_number(row[name]) for name in ("median", "low", "high"))]
+    for name in bases:
+        ratio = row["ratios"].get(name)
+        shown = ratio is not None and name != row["rival"]
+        cells.append(_number(ratio[0], digits=2) if shown else "–")
+    return cells
 
 
 def plot(source: Path) -> Path:

@@ -15,16 +15,20 @@ from collections.abc import (
     ItemsView,
     Iterable,
     Iterator,
+    KeysView,
     Mapping,
     MutableMapping,
     ValuesView,
 )
+from sys import getsizeof
 from typing import Any, Self
 
-from chest import errors, keys, settings
+from chest import keys, settings
+from chest.keys import PLAIN
 from chest.keys import key_to_filename as key_to_filename  # chest 1.x has it here
-from chest.memory import GONE, Slot, weigh
+from chest.memory import Slot, weigh
 from chest.settings import Settings, check_word, nothing, open_many, pickle_dump
+from chest.sizing import SCALARS, measure
 from chest.sizing import nbytes as nbytes  # and this
 from chest.upkeep import Upkeep
 
@@ -62,6 +66,9 @@ class Chest(Upkeep, MutableMapping[Any, Any]):
         How values are written. ``"data"`` never uses pickle and refuses what needs it.
     policy : {"largest", "lru", "costly"} or Policy
         Who leaves memory first.
+    pack : bool
+        Many small values that are written at once go into one file; a lone one has its
+        own. False: each has its own.
     mapped : {"r", "copy", False}
         Large values come back as views of their mapped file: read-only, private and
         writable, or not at all (they are read).
@@ -136,6 +143,7 @@ class Chest(Upkeep, MutableMapping[Any, Any]):
         *,
         format: str = "pickle",
         policy: Any = "largest",
+        pack: bool = True,
         mapped: str | bool = "r",
         publish: str = "flush",
         durability: str = "process",
@@ -172,18 +180,33 @@ class Chest(Upkeep, MutableMapping[Any, Any]):
         """
         if self._word[1] != self._seen:
             self.refresh()
-        try:
-            slot = self._slots[key]
-        except KeyError:
-            return self._load(key)
-        slot.tick = self._tick()
-        value = slot.value
-        # Another thread let the slot go after this one had found it.
-        return value if value is not GONE else self[key]
+        # Asking twice is quicker than keeping the value meanwhile: the value's memory is
+        # touched last, so that the processor need not wait for it.
+        if key in self._values:
+            self._count()
+            self._touch(key)
+            try:
+                return self._values[key]
+            except KeyError:
+                pass  # another thread has just let it go
+        return self._load(key)
 
     def __setitem__(self, key: Hashable, value: Any) -> None:
         """Keep *value*; published at the next spill, flush or close."""
-        self._set(key, value, None)
+        if self._unusual or type(key) not in PLAIN:
+            self._set(key, value, None)
+            return
+        if self._word[1] != self._seen:
+            self.refresh()
+        if type(value) in SCALARS:
+            plain, buffers = getsizeof(value), None
+        else:
+            plain, buffers = measure(value)
+        memory = self._memory
+        with self.lock:
+            slot = memory.put(key, value, self._birth(key), plain, buffers)
+        if memory.used > memory.budget:
+            self._make_room(slot)
 
     def set(
         self,
@@ -206,6 +229,7 @@ class Chest(Upkeep, MutableMapping[Any, Any]):
         """
         if format is not None:
             check_word("format", format, settings.WORDS["format"])
+            self._check_settable(key, value, (format, None))
             if format == "pickle" and self._settings.trust == "data":
                 msg = "format='pickle' cannot be had with trust='data'"
                 raise ValueError(msg)
@@ -222,19 +246,16 @@ class Chest(Upkeep, MutableMapping[Any, Any]):
     ) -> Slot:
         if self._word[1] != self._seen:
             self.refresh()
-        if self._unusual and self._settings.readonly:
-            msg = f"{self.path} was opened with readonly=True"
-            raise errors.ReadOnlyError(msg, key=key, path=self.path)
+        if self._unusual:
+            self._check_settable(key, value, options)
         if type(key) not in keys.PLAIN:
             keys.encode(key)  # a key that cannot be written is refused here, not later
         weight = weigh(value)
         memory = self._memory
         with self.lock:
-            slot = memory.put(key, value, self._birth(key), weight, options)
+            slot = memory.put(key, value, self._birth(key), *weight, options)
         if memory.used > memory.budget:
-            if slot.nbytes > memory.budget:
-                self._evict([slot])
-            self.shrink()
+            self._make_room(slot)
         if self._unusual and self._settings.publish == "each":
             self._raise_first(self._write_out([slot], keep=True))
         return slot
@@ -284,9 +305,8 @@ class Chest(Upkeep, MutableMapping[Any, Any]):
         """Delete *key* if its value is still the one that was read."""
         entry = self._manifest.index.get(key)
         with self._publishing():
-            slot = self._slots.get(key)
-            if slot is not None:
-                if slot.value is not value:
+            if key in self._slots:
+                if self._values[key] is not value:
                     return False
             elif entry is None or self._manifest.index.get(key) is not entry:
                 return False
@@ -303,17 +323,19 @@ class Chest(Upkeep, MutableMapping[Any, Any]):
                 return self[key]
             except KeyError:
                 weight = weigh(default)
-                job = self._job(Slot(key, default, nbytes(default), 0, 0, 0))
+                job = self._job(Slot(key, nbytes(default), 0, 0, 0), default)
                 written = self._spill.encode(job)
             try:
                 with self._publishing():
                     if key in self._slots or self._manifest.index.get(key) is not None:
                         continue
-                    slot = self._memory.put(key, default, self._birth(key), weight)
+                    slot = self._memory.put(key, default, self._birth(key), *weight)
                     written.entry.birth = slot.birth
                     self._publish([(slot, written)])
             finally:
                 self._spill.discard([written])  # unless it was published
+            if slot.nbytes > self._memory.budget:
+                self._evict([slot])
             self.shrink()
             return default
 
@@ -333,12 +355,13 @@ class Chest(Upkeep, MutableMapping[Any, Any]):
         >>> c["x"]
         [1, 2, 3]
         """
+        self._look()
         slot = self._slots.get(key)
-        if slot is not None and slot.dirty:
+        if slot is not None:
             self._raise_first(self._write_out([slot], keep=True))
-        value = self._read(key, mapped="copy")[0]
+        value, entry, _ = self._read(key, mapped="copy")
         yield value
-        changed = self._set(key, value, slot.options if slot is not None else None)
+        changed = self._set(key, value, (entry.format, entry.mapped))
         self._raise_first(self._write_out([changed], keep=True))
 
     # -- all keys ----------------------------------------------------------------------
@@ -354,6 +377,10 @@ class Chest(Upkeep, MutableMapping[Any, Any]):
         self._look()
         with self.lock:
             return reversed(self._ordered())
+
+    def keys(self) -> KeysView[Any]:
+        """A view of the keys."""
+        return _Keys(self)
 
     def values(self) -> ValuesView[Any]:
         """A view of the values; keys that others delete meanwhile are passed over."""
@@ -560,11 +587,12 @@ class Chest(Upkeep, MutableMapping[Any, Any]):
     def _adopt(self, other: Chest, *, overwrite: bool) -> None:
         """Take over the files of *other*."""
         other.sync()
+        other._settle()
         with other.lock:
             entries = list(other._manifest.index.ordered().items())
         if not overwrite:
             entries = [(key, entry) for key, entry in entries if key not in self]
-        self._adopt_files(other._spill.store.home.join, entries)
+        self._adopt_files(other._spill, entries)
 
     # -- names of chest 1.x ------------------------------------------------------------
 
@@ -628,6 +656,16 @@ def _reopen(kind: type[Chest], path: str, options: Settings) -> Chest:
     return new
 
 
+class _Keys(KeysView[Any]):
+    """Keys in order."""
+
+    __slots__ = ()
+    _mapping: Chest
+
+    def __reversed__(self) -> Iterator[Any]:
+        return reversed(self._mapping)
+
+
 class _Values(ValuesView[Any]):
     """Values in order."""
 
@@ -635,7 +673,11 @@ class _Values(ValuesView[Any]):
     _mapping: Chest
 
     def __iter__(self) -> Iterator[Any]:
-        for _, value in _pairs(self._mapping):
+        for _, value in _pairs(self._mapping, self._mapping):
+            yield value
+
+    def __reversed__(self) -> Iterator[Any]:
+        for _, value in _pairs(self._mapping, reversed(self._mapping)):
             yield value
 
 
@@ -646,11 +688,14 @@ class _Items(ItemsView[Any, Any]):
     _mapping: Chest
 
     def __iter__(self) -> Iterator[tuple[Any, Any]]:
-        return _pairs(self._mapping)
+        return _pairs(self._mapping, self._mapping)
+
+    def __reversed__(self) -> Iterator[tuple[Any, Any]]:
+        return _pairs(self._mapping, reversed(self._mapping))
 
 
-def _pairs(chest: Any) -> Iterator[tuple[Any, Any]]:
-    for key in chest:
+def _pairs(chest: Chest, keys: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
+    for key in keys:
         try:
             value = chest[key]
         except KeyError:

@@ -13,25 +13,28 @@ C3  A value written without the lock is published only if memory still holds the
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import shutil
 import threading
 import warnings
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from typing import Any
-
-import msgspec
 
 from chest import errors, lifetime, system
 from chest.errors import short
 from chest.folder import TEMPORARY
-from chest.ledger import Changed, Ledger, generation
+from chest.index import AnyEntry
+from chest.ledger import Changed, generation
 from chest.manifest import NAME
-from chest.memory import Slot, weigh
-from chest.records import Entry
+from chest.memory import Options, Slot
+from chest.packing import FEWEST_PACKED, Packing, poor_packs
+from chest.packs import BATCH_KEYS, Small
 from chest.settings import Settings
-from chest.spill import MOST_DRAFTS, Job, Loaded, Written, missing
+from chest.sizing import SCALARS
+from chest.small import is_small
+from chest.spill import MOST_DRAFTS, Job, Loaded, SpillTier, Written, missing
 
 __all__ = ["Engine"]
 
@@ -41,7 +44,7 @@ GIVE_BACK_AFTER = 64 << 20  # bytes that left memory; asking the allocator takes
 MOST_LOOKS = 100  # times a reader follows a key that others keep replacing
 
 
-class Engine(Ledger):
+class Engine(Packing):
     """What moves values between memory and disk, for one chest.
 
     Parameters
@@ -59,6 +62,12 @@ class Engine(Ledger):
         lifetime.register(self)
 
     # -- from memory to disk -----------------------------------------------------------
+
+    def _make_room(self, slot: Slot) -> None:
+        """Bring memory within the budget after *slot* was set."""
+        if slot.nbytes > self._memory.budget:
+            self._evict([slot])  # it is not kept, so nobody has to leave for it
+        self.shrink()
 
     def shrink(self) -> None:
         """Spill values until memory is within the budget; nothing when it is.
@@ -95,6 +104,15 @@ class Engine(Ledger):
                 stacklevel=4,
             )
 
+    def _check_settable(
+        self, key: Hashable, value: object, options: Options | None
+    ) -> None:
+        """Refuse now what could not be written later."""
+        self._manifest.check_writable()
+        if type(value) not in SCALARS:
+            form = (options or (None,))[0] or self._settings.format
+            self._spill.check_storable(key, value, form)
+
     def _give_back(self, nbytes: int) -> None:
         """Have the allocator return freed memory, once enough has been freed."""
         # Without this the process keeps what left: it lies free, in small pieces.
@@ -114,33 +132,38 @@ class Engine(Ledger):
             The slots that could not be written, and why. They stay, dirty.
         """
         failed: list[tuple[Slot, Exception]] = []
+        slots = self._pack_out(slots, failed, keep=keep)
         for start in range(0, len(slots), MOST_DRAFTS):
             batch = slots[start : start + MOST_DRAFTS]
-            failed += self._write_batch(batch)
-            if keep:
-                continue
-            stay = {id(slot) for slot, _ in failed}
-            with self.lock:
-                for slot in batch:
-                    if not slot.dirty and id(slot) not in stay:
-                        self._memory.drop(slot)
+            failed += self._write_batch(batch, keep=keep)
+            if not keep:
+                self._drop_clean(batch, {id(slot) for slot, _ in failed})
         return failed
 
-    def _write_batch(self, slots: Sequence[Slot]) -> list[tuple[Slot, Exception]]:
+    def _write_batch(
+        self, slots: Sequence[Slot], *, keep: bool
+    ) -> list[tuple[Slot, Exception]]:
         """One group of `_write_out`: encoded without a lock, published in one record."""
         failed: list[tuple[Slot, Exception]] = []
-        todo: list[Slot] = []
-        for slot in slots:
+        if self._settings.readonly:
+            return failed  # nothing is dirty; what is changed in place is not kept
+        with self.lock:
+            here = [(slot, self._values[slot.key]) for slot in slots if slot.alive]
+        todo: list[tuple[Slot, Any]] = []
+        for slot, value in here:
             try:
-                if slot.alive and (slot.dirty or self._differs(slot)):
-                    todo.append(slot)
+                if slot.dirty or self._differs(slot, value):
+                    todo.append((slot, value))
             except errors.ChestError as error:
                 failed.append((slot, error))
         if not todo:
             return failed
         written: list[tuple[Slot, Written]] = []
-        results = self._spill.encode_many([self._job(slot) for slot in todo])
-        for slot, result in zip(todo, results, strict=True):
+        jobs = [self._job(slot, value) for slot, value in todo]
+        results = self._inlined(jobs) if keep else None
+        if results is None:
+            results = self._spill.encode_many(jobs)
+        for (slot, _), result in zip(todo, results, strict=True):
             if isinstance(result, Exception):
                 failed.append((slot, result))
             else:
@@ -163,6 +186,11 @@ class Engine(Ledger):
                 # A value that was changed in place, or that a forked child inherited,
                 # gives way to what somebody published since.
                 old = slot.inherited or not slot.dirty
+                entry = slot.entry
+                same = entry and entry.digest and entry.digest == result.entry.digest
+                if not slot.dirty and same:
+                    stale.append(result)  # written to compare it: it was not changed
+                    continue
                 lost = old and generation(known) != generation(slot.entry)
                 if not slot.alive or lost:
                     stale.append(result)
@@ -182,11 +210,11 @@ class Engine(Ledger):
         self._spill.delete(replaced)
         self._written_more()
 
-    def _job(self, slot: Slot) -> Job:
+    def _job(self, slot: Slot, value: Any) -> Job:
         form, mapped = slot.options or (None, None)
         return Job(
             slot.key,
-            slot.value,
+            value,
             slot.birth,
             slot.nbytes,
             slot.cost,
@@ -194,17 +222,24 @@ class Engine(Ledger):
             mapped,
         )
 
-    def _differs(self, slot: Slot) -> bool:
+    def _differs(self, slot: Slot, value: Any) -> bool:
         """Whether a clean value was changed in place since it was written or read."""
         if slot.fixed or slot.entry is None:
             return False
-        now = self._spill.digest(slot.value, slot.entry)
-        if now is None or now == slot.entry.digest:
-            return False
+        now = self._spill.digest(value, slot.entry)
+        try:
+            if now == self._spill.stored_digest(slot.key, slot.entry):
+                return False
+        except FileNotFoundError:
+            return False  # another process moved it: this copy is stale anyway
+        if now is None:
+            return (
+                True  # it cannot be told without writing, or it can be written no more
+            )
         # What is read back may pickle otherwise than what was written, without having
         # been changed: a set, say. So it is compared with what is read back now.
         try:
-            stored = self._spill.read(slot.key, slot.entry, None)
+            stored = self._spill.read(slot.key, slot.entry, "r")
         except FileNotFoundError:
             return False  # another process replaced it: this copy is stale anyway
         return now != self._spill.digest(stored.value, slot.entry)
@@ -216,19 +251,19 @@ class Engine(Ledger):
         if self._manifest.index.get(key) is None:
             hash(key)
             # It may have come into memory since the caller looked.
-            slot = self._slots.get(key)
-            if slot is not None:
-                return slot.value
-            raise KeyError(key)
+            try:
+                return self._values[key]
+            except KeyError:
+                raise KeyError(key) from None
         self._settings.on_miss(key)
         value, entry, loaded = self._read(key)
         return self._admit(key, value, entry, loaded)
 
     def _read(
         self, key: Hashable, mapped: str | None = None
-    ) -> tuple[Any, Entry, Loaded]:
+    ) -> tuple[Any, AnyEntry, Loaded]:
         """Read the value of *key*, following it when others replace it meanwhile."""
-        before: Entry | None = None
+        before: AnyEntry | None = None
         for _ in range(MOST_LOOKS):
             entry = self._manifest.index.get(key)
             if entry is None:
@@ -256,16 +291,17 @@ class Engine(Ledger):
             path=self.path,
         )
 
-    def _admit(self, key: Hashable, value: Any, entry: Entry, loaded: Loaded) -> Any:
+    def _admit(self, key: Hashable, value: Any, entry: AnyEntry, loaded: Loaded) -> Any:
         """Take a value that was read into memory, unless it is too large or too late."""
-        memory, weight = self._memory, weigh(value)
+        memory, weight = self._memory, loaded.weight
         with self.lock:
-            slot = self._slots.get(key)
-            if slot is not None:
-                return slot.value  # another thread was quicker; all get one object
+            if key in self._slots:
+                return self._values[
+                    key
+                ]  # another thread was quicker; all get one object
             if self._manifest.index.get(key) is not entry:
                 return value
-            slot = memory.put(key, value, entry.birth, weight)
+            slot = memory.put(key, value, entry.birth, *weight)
             if slot.nbytes > memory.budget:
                 memory.drop(slot)
                 return value
@@ -283,35 +319,59 @@ class Engine(Ledger):
             self._admit(key, value, entry, loaded)
 
     def _adopt_files(
-        self, join: Callable[[str], str], pairs: Sequence[tuple[Hashable, Entry]]
+        self, theirs: SpillTier, pairs: Sequence[tuple[Hashable, AnyEntry]]
     ) -> None:
-        """Take over files of another chest, whose entries these are."""
+        """Take over values of another chest, whose entries these are."""
+        with self.lock:
+            births = {key: self._birth_of(key) for key, _ in pairs}
+        small = [pair for pair in pairs if is_small(pair[1])]
+        if self._packs and len(small) >= FEWEST_PACKED:
+            self._adopt_small(theirs, small, births)
+            pairs = [pair for pair in pairs if not is_small(pair[1])]
         for start in range(0, len(pairs), MOST_DRAFTS):
             written: list[Written] = []
             try:
                 for key, entry in pairs[start : start + MOST_DRAFTS]:
-                    new = msgspec.structs.replace(entry, generation=0, signature="")
-                    written.append(self._spill.adopt(key, join(entry.name), new))
+                    written.append(self._spill.adopt(key, theirs, entry, births[key]))
                 with self._publishing():
-                    replaced = self._publish_adopted(written)
+                    replaced = self._spill.publish(written)
+                    self._forget_slots(births.keys() & {each.key for each in written})
             finally:
                 self._spill.discard(written)  # what was not published
             self._spill.delete(replaced)
 
-    def _publish_adopted(self, written: Sequence[Written]) -> list[str]:
-        """Let the files of another chest take the place of what is here. Locks held."""
-        for key, entry, _ in written:
-            known = self._slots.get(key) or self._manifest.index.get(key)
-            entry.birth = known.birth if known else self._manifest.index.next_birth()
-        replaced = self._spill.publish(written)
-        for key, _, _ in written:
+    def _adopt_small(
+        self,
+        theirs: SpillTier,
+        pairs: Sequence[tuple[Hashable, AnyEntry]],
+        births: dict[Hashable, int],
+    ) -> None:
+        """Take over small values of another chest into a pack, as they are."""
+        for start in range(0, len(pairs), BATCH_KEYS):
+            some = pairs[start : start + BATCH_KEYS]
+            batch = self._spill.pack(
+                [Small(key, births[key], theirs.raw(key, entry)) for key, entry in some]
+            )
+            with self._publishing():
+                named = [key for key, _ in some]
+                replaced = self._spill.publish_packed(batch, named, ())
+                self._forget_slots(named)
+            self._spill.delete(replaced)
+
+    def _birth_of(self, key: Hashable) -> int:
+        """The birth that a key has, or gets now."""
+        known = self._slots.get(key) or self._manifest.index.get(key)
+        return known.birth if known else self._manifest.index.next_birth()
+
+    def _forget_slots(self, replaced: Iterable[Hashable]) -> None:
+        """Values in memory that others took the place of go. Locks held."""
+        for key in replaced:
             slot = self._slots.get(key)
             if slot is not None:
                 self._memory.drop(slot)
             self._fresh.pop(key, None)
-        return replaced
 
-    def _mapped(self, entry: Entry) -> str | None:
+    def _mapped(self, entry: AnyEntry) -> str | None:
         """How a value may use the map of its file."""
         mapped = entry.mapped or self._settings.mapped
         return None if mapped in (False, "no") else str(mapped)
@@ -326,9 +386,13 @@ class Engine(Ledger):
         used = self._memory.used
         self._raise_first(self._write_out(slots, keep=keep))
         self._give_back(used - self._memory.used)
-        if self._manifest.wasteful and not self._settings.readonly:
-            with self._publishing():
-                self._manifest.compact()
+        if self._settings.readonly:
+            return
+        if not keep:
+            self._settle()
+        index = self._manifest.index
+        if self._manifest.wasteful or poor_packs(index.batches):
+            self._compact()
 
     def _raise_first(self, failed: Sequence[tuple[Slot, Exception]]) -> None:
         if failed:
@@ -353,9 +417,13 @@ class Engine(Ledger):
         home = self._spill.store.home
         with self._publishing():
             names = [entry.name for entry in self._manifest.index.entries.values()]
+            # Killed from here on, it is an empty chest: values without a manifest would
+            # look like a damaged one. A full disk takes no record, but deletions.
+            with contextlib.suppress(errors.StoreError):
+                self._spill.remove_all()
+            self._spill.delete(names)
             self._manifest.mark_moved()
             home.unlink(NAME, missing_ok=True)
-            self._spill.delete(names)
             for name in list(home.names()):
                 if name.startswith(TEMPORARY):
                     home.unlink(name, missing_ok=True)
@@ -363,9 +431,6 @@ class Engine(Ledger):
             os.rmdir(self.path)
         except OSError:
             log.info("%s is left: files in it are not chest's", self.path)
-
-    def _written_more(self) -> None:
-        """Called after a publication, without a lock."""
 
     # -- lifetime ----------------------------------------------------------------------
 
@@ -394,7 +459,8 @@ class Engine(Ledger):
             ours = self._explicitly_given_path or self._pid != os.getpid()
             if ours and not self._settings.readonly:
                 slots = [slot for slot in self._slots.values() if not slot.inherited]
-                self._raise_first(self._write_out(slots, keep=True))
+                self._raise_first(self._write_out(slots, keep=False))
+                self._settle()
         except Exception:  # the interpreter ends: a log line is all that is left to do
             log.exception("%s: some values could not be written at exit", self.path)
         self._release()

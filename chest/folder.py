@@ -14,13 +14,15 @@ import errno
 import os
 import secrets
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from chest import errors, system
 
-__all__ = ["TEMPORARY", "Folder", "refusals", "refused"]
+__all__ = ["PACK", "TEMPORARY", "Folder", "refusals", "refused"]
 
+PACK = ".pack-"  # how names of packs begin
 TEMPORARY = ".tmp-"  # how names of unpublished files begin
+RESERVING = frozenset({"btrfs", "ext4", "tmpfs", "xfs"})
 PRIVATE_FILE, PRIVATE_FOLDER = 0o600, 0o700
 
 _BASE = getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
@@ -55,7 +57,7 @@ class Folder:
         There is no such folder, or no permission.
     """
 
-    __slots__ = ("_fd", "file_mode", "folder_mode", "path")
+    __slots__ = ("_fd", "_reserves", "file_mode", "folder_mode", "path")
 
     def __init__(
         self,
@@ -67,10 +69,19 @@ class Folder:
         self.path = path
         self.file_mode, self.folder_mode = file_mode, folder_mode
         self._fd = -1
+        self._reserves: bool | None = None
         try:
             self._fd = system.open_directory(path)
         except OSError as error:
             raise refused(error, path, "could not be opened") from error
+
+    @property
+    def reserves(self) -> bool:
+        """Whether room for a file can be reserved at no cost."""
+        # Elsewhere the C library would write into every block to reserve it.
+        if self._reserves is None:
+            self._reserves = system.filesystem(self.path) in RESERVING
+        return self._reserves
 
     def join(self, name: str) -> str:
         """The full path of *name*."""
@@ -107,8 +118,12 @@ class Folder:
 
         The lock says that somebody is still writing; the sweep respects it.
         """
+        return self.create(lambda: f"{TEMPORARY}{os.getpid():x}-{secrets.token_hex(4)}")
+
+    def create(self, choose: Callable[[], str]) -> tuple[int, str]:
+        """A new file with a name that *choose* gives, open and locked, and the name."""
         while True:
-            name = f"{TEMPORARY}{os.getpid():x}-{secrets.token_hex(4)}"
+            name = choose()
             fd = self.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL)
             try:
                 system.lock(fd)

@@ -113,6 +113,8 @@ def encode(key: Any) -> Json:
         return {"set": sorted(parts, key=_encode_json)}
     if kind is bytes:
         return {"bytes": _base64(key)}
+    if _is_numpy_bool(kind):
+        return bool(key)
     if isinstance(key, Number):
         number = _encode_number(key)
         if number is not None:
@@ -201,6 +203,8 @@ def key_to_filename(key: Hashable) -> str:
 
 def _part_name(key: Any) -> str:
     """One component of a file name for a key, or for a part of a tuple."""
+    if _is_numpy_bool(type(key)):
+        key = bool(key)
     if isinstance(key, str):
         if len(key) <= LONGEST_NAME and _good_name(key) and not _reserved(key):
             return str.__str__(key)
@@ -219,7 +223,7 @@ def _part_name(key: Any) -> str:
 
 def _normal(key: Any) -> Any:
     """The plainest key that is equal to *key*."""
-    if isinstance(key, bool):
+    if isinstance(key, bool) or _is_numpy_bool(type(key)):
         return int(key)
     if isinstance(key, tuple):
         return tuple([_normal(part) for part in key])
@@ -240,6 +244,11 @@ def _normal(key: Any) -> Any:
         return inexact if inexact == key else Fraction(key)
     except (TypeError, ValueError, OverflowError):
         return key
+
+
+def _is_numpy_bool(kind: type) -> bool:
+    """Numpy's truth value, which is equal to Python's but no number."""
+    return kind.__module__ == "numpy" and kind.__name__ in ("bool", "bool_")
 
 
 def _encode_text(key: str) -> Json:

@@ -22,9 +22,9 @@ from typing import Any, NoReturn
 
 from chest import errors
 from chest.eviction import policy as make_policy
-from chest.memory import MemoryTier
+from chest.index import AnyEntry
+from chest.memory import MemoryTier, Slot
 from chest.opening import open_tier, temporary_folder
-from chest.records import Entry
 from chest.settings import Settings, absolute
 
 __all__ = ["Changed", "Ledger", "generation"]
@@ -36,19 +36,22 @@ class Ledger:
     __slots__ = (
         "__weakref__",
         "_closed",
+        "_count",
         "_explicitly_given_path",
         "_freed",
         "_fresh",
         "_manifest",
         "_memory",
+        "_packs",
         "_pid",
         "_seen",
         "_settings",
         "_slots",
         "_spill",
         "_spills",
-        "_tick",
+        "_touch",
         "_unusual",
+        "_values",
         "_word",
         "lock",
         "path",
@@ -59,17 +62,26 @@ class Ledger:
 
     def _start(self, path: str | os.PathLike[str] | None, settings: Settings) -> None:
         """Open the folder and take up work."""
+        # First, because it may refuse: nothing is made or open yet.
+        self._memory = MemoryTier(settings.budget, make_policy(settings.policy))
         self._explicitly_given_path = path is not None
         self.path = temporary_folder() if path is None else absolute(path)
         self._settings = settings
-        self._unusual = settings.readonly or settings.publish == "each"
+        # What a set has to look at beyond the ordinary.
+        self._unusual = (
+            settings.readonly or settings.publish == "each" or settings.format == "data"
+        )
         self._pid = os.getpid()
         self.lock = threading.RLock()
+        # Signed files are signed one by one, and only a pickle needs no footer.
+        self._packs = (
+            settings.pack and settings.format == "pickle" and settings.sign_key is None
+        )
         self._spill = open_tier(self.path, settings)
         self._manifest = self._spill.manifest
-        self._memory = MemoryTier(settings.budget, make_policy(settings.policy))
         self._slots = self._memory.slots
-        self._tick = self._memory.tick
+        self._values = self._memory.values
+        self._count, self._touch = self._memory.count, self._memory.touch
         self._fresh: dict[Hashable, int] = {}
         self._spills = self._freed = 0
         self._word: Any = self._manifest.word
@@ -114,11 +126,16 @@ class Ledger:
             if slot.dirty:
                 # Set here, published there: whoever publishes last wins, as documented.
                 if entry is None:
-                    self._fresh[key] = slot.birth
+                    self._revive(slot)
                 else:
                     self._fresh.pop(key, None)
             elif entry is None or generation(entry) != generation(slot.entry):
                 self._memory.drop(slot)
+
+    def _revive(self, slot: Slot) -> None:
+        """A dirty value whose key somebody deleted is set anew, and comes last."""
+        if slot.key not in self._fresh:
+            slot.birth = self._fresh[slot.key] = self._manifest.index.next_birth()
 
     @contextlib.contextmanager
     def _publishing(self) -> Iterator[None]:
@@ -135,9 +152,8 @@ class Ledger:
 
     def _birth(self, key: Hashable) -> int:
         """The birth of a key that is being set; a new key becomes fresh. Lock held."""
-        slot = self._slots.get(key)
-        if slot is not None:
-            return slot.birth
+        if key in self._slots:
+            return self._slots[key].birth
         index = self._manifest.index
         entry = index.get(key)
         if entry is not None:
@@ -190,6 +206,6 @@ class Changed:
         return self
 
 
-def generation(entry: Entry | None) -> int:
+def generation(entry: AnyEntry | None) -> int:
     """The generation of an entry; 0 where there is none."""
     return 0 if entry is None else entry.generation

@@ -36,7 +36,8 @@ class Member(Protocol):
 
 # By id: a mapping that compares by its items has no hash.
 _members: weakref.WeakValueDictionary[int, Member] = weakref.WeakValueDictionary()
-_guard = threading.Lock()
+# Reentrant: collecting garbage may close a chest in the middle of anything.
+_guard = threading.RLock()
 _held: list[Member] = []
 _installed = False
 
@@ -64,43 +65,50 @@ def forget(member: Member) -> None:
         _members.pop(id(member), None)
 
 
+def _living() -> list[Member]:
+    """The open chests; safe when one is collected meanwhile."""
+    return [member for ref in _members.valuerefs() if (member := ref()) is not None]
+
+
 def _at_exit(_: object = None) -> None:
-    for member in list(_members.values()):
+    for member in _living():
         member.at_exit()
 
 
 def _before_fork() -> None:
+    # The members' locks come first: who holds one may wait for the guard, in `forget`.
     # Always in one order, so that two forking threads cannot wait for one another.
-    _guard.acquire()
-    for member in sorted(_members.values(), key=id):
+    for member in sorted(_living(), key=id):
         member.before_fork()
         _held.append(member)
+    _guard.acquire()
 
 
 def _after_in_parent() -> None:
+    _guard.release()
     while _held:
         _held.pop().after_fork_in_parent()
-    _guard.release()
 
 
 def _after_in_child() -> None:
     global _guard
-    while _held:
-        _held.pop().after_fork_in_child()
-    _guard = threading.Lock()
-    _watch_child(forked=True)
+    _guard = threading.RLock()
+    _held.clear()
+    for member in _living():
+        member.after_fork_in_child()
+    _watch_child()
 
 
-def _watch_child(*, forked: bool = False) -> None:
+def _watch_child() -> None:
     """Have multiprocessing call `_at_exit`: its children end without ``atexit``."""
     util = sys.modules.get("multiprocessing.util")
     process = sys.modules.get("multiprocessing.process")
     if util is None or process is None:
         return
-    if forked:
-        # multiprocessing forgets all finalizers right after the fork, then runs these.
-        util.register_after_fork(_guard, _add_finalizer)
-    elif process.parent_process() is not None:
+    # A child forgets all finalizers when it begins, then runs these. A chest that is an
+    # argument of the child's function is made before that.
+    util.register_after_fork(_guard, _add_finalizer)
+    if process.parent_process() is not None:
         _add_finalizer()
 
 

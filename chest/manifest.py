@@ -32,14 +32,17 @@ import contextlib
 import os
 import re
 import secrets
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
 from typing import Any
+
+import msgspec
 
 from chest import errors, folder, keys, system
 from chest.index import Index
+from chest.packs import Batch, Packs
 from chest.records import MAGIC, Entry, Header, Lines, Signer
 
-__all__ = ["NAME", "Manifest"]
+__all__ = ["NAME", "Manifest", "dead_bits", "dead_places"]
 
 NAME = ".keys"
 MOVED = b"--------"  # the word of a file that is no longer the manifest
@@ -56,6 +59,8 @@ class Manifest:
     ----------
     home : Folder
         The chest's folder; closed with the manifest.
+    packs : Packs
+        Reads the batches that records refer to; closed with the manifest.
     readonly : bool
         Nothing is written, no lock is taken.
     sync : bool
@@ -79,6 +84,7 @@ class Manifest:
     def __init__(
         self,
         home: folder.Folder,
+        packs: Packs,
         *,
         readonly: bool = False,
         sync: bool = False,
@@ -90,6 +96,7 @@ class Manifest:
     ) -> None:
         self.path = home.join(NAME)
         self._home = home
+        self._packs = packs
         self.readonly = readonly
         self.sync = sync
         self.timeout = timeout
@@ -148,9 +155,7 @@ class Manifest:
         DroppedError
             The folder or the manifest was removed meanwhile.
         """
-        if self.readonly:
-            msg = f"{self._home.path} was opened with readonly=True"
-            raise errors.ReadOnlyError(msg, path=self._home.path)
+        self.check_writable()
         if not self._depth:
             self._lock()
         self._depth += 1
@@ -164,11 +169,26 @@ class Manifest:
             if not self._depth:
                 self._home.unlock()
 
-    def append(self, pairs: Sequence[tuple[Hashable, Entry]]) -> None:
+    def check_writable(self) -> None:
+        """Raise ReadOnlyError in a chest that was opened with ``readonly=True``."""
+        if self.readonly:
+            msg = f"{self._home.path} was opened with readonly=True"
+            raise errors.ReadOnlyError(msg, path=self._home.path)
+
+    def append(
+        self,
+        pairs: Sequence[tuple[Hashable, Entry]],
+        batch: Batch | None = None,
+        named: Sequence[Hashable] = (),
+        *,
+        moved: bool = False,
+    ) -> None:
         """Publish (key, entry) pairs as one record: all of them become visible, or none.
 
         Must be called within `exclusive`. Each entry's ``generation`` is set to the
-        record's number. O(len(pairs)), one write.
+        record's number. O(len(pairs)), one write. A *batch* in a pack, whose keys are
+        *named*, is published in the same record. Values that were only *moved*, to a file
+        or another pack, keep the generations they have.
 
         Raises
         ------
@@ -177,8 +197,11 @@ class Manifest:
         """
         number = self._generation + 1
         entries = [entry for _, entry in pairs]
-        for entry in entries:
-            entry.generation = 0  # implied by the place in the log
+        if batch is not None:
+            entries.append(batch.record)
+        if not moved:
+            for entry in entries:
+                entry.generation = 0  # implied by the place in the log
         record = entries[0] if len(entries) == 1 else entries
         line = self._lines.line(record, number)
         end = self._position
@@ -192,9 +215,12 @@ class Manifest:
             raise self._refused(error, "could not be written to") from error
         self._position = end + len(line)
         self._generation = number
+        for entry in entries:
+            entry.generation = entry.generation or number
         for key, entry in pairs:
-            entry.generation = number
             self.index.apply(key, entry)
+        if batch is not None:
+            self.index.apply_batch(batch, named, dead_places(batch.record))
         self._announce()
 
     @property
@@ -208,7 +234,9 @@ class Manifest:
         Must be called within `exclusive`. Readers go on with the old file until they see
         its word; a crash at any point leaves one of the two. O(n).
         """
-        self._replace(self._generation, list(self.index.ordered().values()))
+        index = self.index
+        alone = [entry for entry in index.ordered().values() if type(entry) is Entry]
+        self._replace(self._generation, [*_batch_records(index), *alone])
 
     def mark_moved(self) -> None:
         """Tell everyone who has this file mapped to look at the folder again."""
@@ -220,6 +248,7 @@ class Manifest:
         if self._fd >= 0:
             system.close(self._fd)
             self._fd = -1
+        self._packs.close()
         self._home.close()
 
     def after_fork(self) -> None:
@@ -227,6 +256,7 @@ class Manifest:
         # flock belongs to the open file description, which parent and child share: the
         # child would keep the parent's lock alive, and release it under its feet.
         self._depth = 0
+        self._packs.end()  # the parent goes on appending to it
         self._home.after_fork()
 
     # -- the file ----------------------------------------------------------------------
@@ -338,20 +368,32 @@ class Manifest:
         if entries is None:
             return False
         try:
-            decoded = [
-                (keys.decode(entry.text, self._load_key), entry) for entry in entries
-            ]
+            decoded = [self._decoded(entry) for entry in entries]
         except (ValueError, TypeError) as error:
+            if isinstance(error, errors.ChestError):
+                raise
             raise self._lines.corrupt(self._position, str(error)) from error
         self._generation = number
-        for key, entry in decoded:
+        for named, entry, batch in decoded:
             if not entry.generation:
                 entry.generation = number
+            self.changed.update(named)
+            if batch is not None:
+                self.index.apply_batch(batch, named, dead_places(entry))
+                continue
             if entry.gone == "all":
                 self.reloaded = True
-            self.changed.add(key)
-            self.index.apply(key, entry)
+            self.index.apply(named[0], entry)
         return True
+
+    def _decoded(self, entry: Entry) -> tuple[list[Hashable], Entry, Batch | None]:
+        """The keys of one entry of a record, and its batch if it is one."""
+        load = self._load_key
+        if not entry.count:
+            return [keys.decode(entry.text, load)], entry, None
+        batch = self._packs.batch(entry)
+        texts = msgspec.json.decode(b"[%s]" % b",".join(batch.texts()))
+        return [keys.decode(text, load) for text in texts], entry, batch
 
     def _check_torn(self, data: bytes, start: int, end: int) -> None:
         """Pass over a last record that a power cut left half-written; else it is damage."""
@@ -483,6 +525,38 @@ def _is_torn(line: bytes, offset: int) -> bool:
         (begin == 0 or not (offset + begin) % SECTOR) and not (offset + end) % SECTOR
         for begin, end in holes
     )
+
+
+def dead_places(record: Entry) -> frozenset[int]:
+    """The places of a batch that its record says are not live."""
+    if record.dead is None:
+        return frozenset()
+    return frozenset(
+        place
+        for place in range(record.count)
+        if record.dead[place >> 3] >> (place & 7) & 1
+    )
+
+
+def dead_bits(count: int, dead: Collection[int]) -> bytes:
+    """Those of *count* places that are dead, as a record has them."""
+    bits = bytearray(-(-count // 8))
+    for place in dead:
+        bits[place >> 3] |= 1 << (place & 7)
+    return bytes(bits)
+
+
+def _batch_records(index: Index) -> list[Entry]:
+    """The records of the batches that have live values, saying which have not. O(keys)."""
+    records = []
+    for batch, live in index.live().items():
+        record = msgspec.structs.replace(batch.record, dead=None)
+        if len(live) < record.count:
+            places = {place for place, _ in live}
+            dead = [place for place in range(record.count) if place not in places]
+            record.dead = dead_bits(record.count, dead)
+        records.append(record)
+    return records
 
 
 class _Unmapped:

@@ -7,26 +7,28 @@ Invariants
 ----------
 T1  `used` is the plain bytes of all slots plus each shared buffer once.
 T2  A slot is in `slots` exactly as long as it is alive.
-T3  A hit changes nothing but the slot's tick.
+T3  `values` has the keys of `slots`; a hit changes neither.
 """
 
 from __future__ import annotations
 
 import itertools
 import sys
-from collections.abc import Hashable
+from collections import deque
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import msgspec
 
-from chest import sizing
+from chest import eviction, sizing
+from chest.index import AnyEntry
 from chest.protocols import Policy
-from chest.records import Entry
 
-__all__ = ["GONE", "MemoryTier", "Options", "Slot", "Weight", "weigh"]
+__all__ = ["MemoryTier", "Options", "Slot", "Weight", "weigh"]
 
 SMALL = 4096  # bytes; victims below it leave many at a time
 ROOM = 16  # small victims leave until 1/ROOM of the budget is free
+RECENT = 4096  # hits that are remembered until the next set, load or spill
 MOST_VICTIMS = (
     8192  # taken at once, so that the first is gone before the last is chosen
 )
@@ -36,7 +38,6 @@ _measure = sizing.measure
 _getsizeof = sys.getsizeof
 
 Weight = tuple[int, dict[int, int] | None]  # bytes; shared buffers, None: immutable
-GONE: Any = object()  # the value of a slot that is not alive any more
 Options = tuple[str | None, str | None]  # a key's own format and mapped=
 
 
@@ -48,17 +49,18 @@ def weigh(value: Any) -> Weight:
 
 
 # Not tracked by the collector: a million tracked slots would make each full collection
-# visit them all. A value that refers to its own chest is freed when the chest is closed.
+# visit them all.
 class Slot(msgspec.Struct, eq=False, gc=False):
-    """One value in memory.
+    """What is known of one value in memory.
 
     Attributes
     ----------
-    key, value : object
+    key : object
     nbytes : int
         All bytes it keeps alive, shared ones too.
     tick : int
-        When it was last used: the highest is the latest.
+        When it was last used, as far as `MemoryTier.settle` has seen: the highest is
+        the latest.
     birth : int
         Orders the keys.
     plain : int
@@ -73,16 +75,17 @@ class Slot(msgspec.Struct, eq=False, gc=False):
         Newer than the manifest.
     alive : bool
         Still in memory.
-    entry : Entry or None
+    entry : AnyEntry or None
         What the manifest said when it was loaded or written.
     inherited : bool
         Dirty, but set by the process that this one was forked from.
     cost : float
         Seconds to make or load it.
+    offered : bool
+        The policy knows of it.
     """
 
     key: Any
-    value: Any
     nbytes: int
     tick: int
     birth: int
@@ -92,9 +95,10 @@ class Slot(msgspec.Struct, eq=False, gc=False):
     options: Options | None = None
     dirty: bool = True
     alive: bool = True
-    entry: Entry | None = None
+    entry: AnyEntry | None = None
     inherited: bool = False
     cost: float = 0.0
+    offered: bool = False
 
 
 class MemoryTier:
@@ -109,17 +113,24 @@ class MemoryTier:
 
     Notes
     -----
-    Not thread-safe but for reading `slots`; the chest's lock is held around the rest.
+    Not thread-safe but for what a hit does; the chest's lock is held around the rest. A
+    hit looks into `values`, and calls `count` and `touch`: no slot is touched, which
+    would be another two cache misses.
     """
 
     def __init__(self, budget: int, policy: Policy) -> None:
         self.budget = budget
         self.policy = policy
+        self.values: dict[Hashable, Any] = {}
         self.slots: dict[Hashable, Slot] = {}
         self.used = 0
-        self.tick = itertools.count(1).__next__
-        self._other_ticks = 0  # those that were no hits
-        self._offer = policy.add
+        self.count = itertools.count().__next__  # of hits
+        self._looks = 0  # at that count
+        self._tick = 0
+        self._touched: deque[Hashable] = deque(maxlen=RECENT)
+        self.touch: Callable[[Hashable], object] = self._touched.append
+        if isinstance(policy, eviction.LeastRecent):
+            self.touch = self._note
         self._leaving = 0
         self._buffers: dict[int, list[int]] = {}  # address: [slots, bytes]
 
@@ -128,31 +139,32 @@ class MemoryTier:
         key: Hashable,
         value: Any,
         birth: int,
-        weight: Weight,
+        plain: int,
+        buffers: dict[int, int] | None,
         options: Options | None = None,
     ) -> Slot:
         """Take *value* in, dirty, in place of what *key* had. O(1)."""
-        plain, buffers = weight
-        total = plain
-        if buffers:
-            total += sum(buffers.values())
+        if self._touched:
+            self.settle()
+        self._tick = tick = self._tick + 1
+        if buffers is None:
+            slot = Slot(key, plain, tick, birth, plain, None, True, options)
+        else:
+            total = plain + sum(buffers.values())
+            slot = Slot(key, total, tick, birth, plain, buffers, False, options)
             self._share(buffers)
-        tick, fixed = self.tick(), buffers is None
-        slot = Slot(key, value, total, tick, birth, plain, buffers, fixed, options)
         slots = self.slots
-        if key in slots:
-            self._release(slots[key])
+        if key in slots:  # a newcomer stands at the end (see `_offer_newcomers`)
+            self._release(slots.pop(key))
         slots[key] = slot
+        self.values[key] = value
         self.used += plain
-        self._other_ticks += 1
-        if total <= self.budget:  # one that is larger is not kept
-            self._offer(slot)
         return slot
 
     def drop(self, slot: Slot) -> None:
         """Let a value go; nothing happens when it has gone already."""
         if slot.alive:
-            del self.slots[slot.key]
+            del self.slots[slot.key], self.values[slot.key]
             self._release(slot)
 
     def clear(self) -> None:
@@ -168,6 +180,8 @@ class MemoryTier:
         stay until they are dropped, and are offered again only after `keep`. The bytes
         count as leaving until `left` takes them back.
         """
+        self.settle()
+        self._offer_newcomers()
         chosen: list[Slot] = []
         left = before = self.used - self._leaving
         goal = self.budget
@@ -189,14 +203,42 @@ class MemoryTier:
 
     def keep(self, slot: Slot) -> None:
         """A victim could not be written: it stays, and is a candidate again later."""
-        if slot.alive:
+        if slot.alive and slot.offered:  # else it is a newcomer still
             self.policy.put_back(slot)
 
     @property
     def hits(self) -> int:
         """Values found in memory."""
-        self._other_ticks += 1
-        return self.tick() - self._other_ticks
+        self._looks += 1
+        return self.count() - self._looks + 1
+
+    def settle(self) -> None:
+        """Bring the latest hits into the order of use."""
+        touched, slots = self._touched, self.slots
+        while touched:
+            slot = slots.get(touched.popleft())
+            if slot is not None:
+                self._tick += 1
+                slot.tick = self._tick
+
+    def _note(self, key: Hashable) -> None:
+        """`touch` where recency is all that counts: no hit may be forgotten."""
+        slot = self.slots.get(key)
+        if slot is not None:
+            self._tick += 1
+            slot.tick = self._tick
+
+    def _offer_newcomers(self) -> None:
+        """Tell the policy of the slots that came since it was last asked."""
+        # A set must not pay for it: newcomers are those at the end of `slots`.
+        newcomers = []
+        for slot in reversed(self.slots.values()):
+            if slot.offered:
+                break
+            slot.offered = True
+            newcomers.append(slot)
+        for slot in reversed(newcomers):
+            self.policy.add(slot)
 
     def _exclusive(self, slot: Slot) -> int:
         """Bytes that would be free if *slot* went."""
@@ -222,7 +264,7 @@ class MemoryTier:
                 known[1] = size
 
     def _release(self, slot: Slot) -> None:
-        """Take the bytes of a slot off, and forget its value."""
+        """Take the bytes of a slot off."""
         slot.alive = False
         self.used -= slot.plain
         for address in slot.buffers or ():
@@ -231,4 +273,3 @@ class MemoryTier:
             if not known[0]:
                 del self._buffers[address]
                 self.used -= known[1]
-        slot.value = GONE  # the policy may hold the slot for a while yet

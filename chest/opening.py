@@ -9,18 +9,21 @@ from __future__ import annotations
 import io
 import os
 import tempfile
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 from chest import errors, keys, system
 from chest.folder import PRIVATE_FILE, PRIVATE_FOLDER, Folder, refusals, refused
 from chest.formats.pickle5 import Pickle5, unpickle
 from chest.manifest import NAME, Manifest
+from chest.packs import Packs
 from chest.protocols import Format
 from chest.settings import Settings
 from chest.signing import Key
 from chest.spill import SpillTier
 from chest.stores.local import LocalStore, untrusted
+
+Legacy = Callable[[bytes], list[tuple[Hashable, str]]]
 
 __all__ = ["open_tier", "temporary_folder"]
 
@@ -55,14 +58,17 @@ def open_tier(path: str, settings: Settings) -> SpillTier:
                 _check_new(store, path)
         loads = settings.trust == "any" or (private and ours)
         key = None if settings.sign_key is None else Key(settings.sign_key)
+        packs = Packs(home, store.check_private)
         manifest = Manifest(
             home,
+            packs,
             readonly=settings.readonly,
             sync=settings.durability == "power",
             timeout=settings.timeout,
             load_key=_load_key if loads else None,
             sign=None if key is None else key.sign_record,
-            legacy=(lambda data: _legacy(data, path, settings)) if loads else None,
+            # A key list of 0.2.3 carries no signature, so a signed chest has none.
+            legacy=_legacy_reader(path, settings) if loads and key is None else None,
             legacy_format="custom" if settings.is_custom else "pickle",
         )
     except BaseException:
@@ -70,6 +76,7 @@ def open_tier(path: str, settings: Settings) -> SpillTier:
         raise
     return SpillTier(
         store,
+        packs,
         manifest,
         _formats(settings),
         wanted_name=settings.key_to_filename,
@@ -122,6 +129,10 @@ def _formats(settings: Settings) -> dict[str, Format]:
 
 def _load_key(pickled: bytes) -> object:
     return unpickle(pickled)
+
+
+def _legacy_reader(path: str, settings: Settings) -> Legacy:
+    return lambda data: _legacy(data, path, settings)
 
 
 def _legacy(data: bytes, path: str, settings: Settings) -> list[tuple[Hashable, str]]:

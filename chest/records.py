@@ -43,6 +43,12 @@ class Entry(
         "mapped": "w",
         "signature": "s",
         "expires": "t",
+        "value": "v",
+        "count": "q",
+        "start": "o",
+        "at": "a",
+        "rewritten": "r",
+        "dead": "x",
         "generation": "g",
     },
 ):
@@ -80,6 +86,18 @@ class Entry(
         ``"key"``: a tombstone; ``"all"``: so is everything before; ``""``: live.
     generation : int
         The record's number, shown to users as etag.
+    value : bytes or None
+        The pickle itself, of a small value that has no file yet.
+    count : int
+        How many values a batch in a pack has; 0: this is no batch. Then ``name`` is the
+        pack, ``size`` and ``digest`` are those of the batch's index, ``birth`` is the
+        lowest of its births.
+    start, at : int
+        Where in the pack the batch's first value and its index lie.
+    rewritten : bool
+        The batch's index has a column of generations.
+    dead : bytes or None
+        Bits of the batch's values that are not live; compaction writes them down.
     """
 
     text: Any = None
@@ -97,6 +115,12 @@ class Entry(
     expires: float | None = None
     gone: str = ""
     generation: int = 0
+    value: bytes | None = None
+    count: int = 0
+    start: int = 0
+    at: int = 0
+    rewritten: bool = False
+    dead: bytes | None = None
 
 
 class Header(msgspec.Struct, omit_defaults=True):
@@ -200,13 +224,18 @@ class Lines:
             raise errors.SignatureError(msg, path=self.path)
         return secrets.compare_digest(check, self._check(body, number))
 
-    def corrupt(self, offset: int, what: str) -> errors.CorruptChestError:
+    def corrupt(self, offset: int, what: str) -> errors.CorruptError:
         """The error for damage at byte *offset*."""
-        return errors.CorruptChestError(
-            f"{self.path} is damaged at byte {offset}: {what}. Nothing was changed; the "
-            f"values' files are untouched",
-            path=self.path,
+        untouched = "Nothing was changed; the values' files are untouched"
+        if self._sign is None:
+            msg = f"{self.path} is damaged at byte {offset}: {what}. {untouched}"
+            return errors.CorruptChestError(msg, path=self.path)
+        msg = (
+            f"{self.path} does not carry the signature of this sign_key= at byte "
+            f"{offset} ({what}): another key made it, somebody without the key changed "
+            f"it, or it is damaged. {untouched}"
         )
+        return errors.SignatureError(msg, path=self.path)
 
     def _check(self, body: bytes, number: int) -> bytes:
         if self._sign is not None:

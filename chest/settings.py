@@ -78,6 +78,7 @@ class Settings:
     mode: str = "b"
     format: str = "pickle"
     policy: Any = "largest"
+    pack: bool = True
     mapped: str | bool = "r"
     publish: str = "flush"
     durability: str = "process"

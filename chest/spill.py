@@ -19,20 +19,28 @@ import logging
 import os
 import secrets
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
+from mmap import mmap
 from typing import NamedTuple
 
+import msgspec
 import xxhash
 
 from chest import errors, keys, system
-from chest.folder import refusals, refused
+from chest.folder import PACK, refusals, refused
+from chest.index import AnyEntry
 from chest.manifest import Manifest
+from chest.memory import Weight, weigh
+from chest.packs import Packs
 from chest.protocols import Format
 from chest.records import Entry
 from chest.signing import Key
-from chest.stores.local import Draft, LocalStore
+from chest.sizing import SCALARS
+from chest.small import SmallTier, is_shared, is_small
+from chest.stores.local import Discard, Draft, LocalStore
 
 __all__ = ["Job", "Loaded", "SpillTier", "Written", "missing"]
 
@@ -40,6 +48,7 @@ BESIDE_FROM = 8 << 20  # bytes in all; below, a second writer costs more than it
 RUN_CODE = frozenset({"pickle", "custom"})  # formats that name code to be run
 log = logging.getLogger("chest")
 
+FEWEST_TRUSTED, MOST_SHRUNK = 4096, 4  # bytes; times the file that a value may take
 MOST_DRAFTS = 64  # files written before they are published: each holds a descriptor
 
 WantedName = Callable[[Hashable], str]
@@ -58,11 +67,11 @@ class Job(NamedTuple):
 
 
 class Written(NamedTuple):
-    """A value in a file that nobody else sees yet."""
+    """A value in a file that nobody else sees yet, or that goes into the log itself."""
 
     key: Hashable
     entry: Entry
-    draft: Draft
+    draft: Draft | None
 
 
 class Loaded(NamedTuple):
@@ -71,14 +80,16 @@ class Loaded(NamedTuple):
     value: object
     mapped: bool  # it may hold slices of a read-only map
     seconds: float
+    weight: Weight
 
 
-class SpillTier:
+class SpillTier(SmallTier):
     """The files and the manifest of one chest.
 
     Parameters
     ----------
     store : LocalStore
+    packs : Packs
     manifest : Manifest
     formats : dict of str to Format
         By the name that entries carry.
@@ -93,6 +104,7 @@ class SpillTier:
     def __init__(
         self,
         store: LocalStore,
+        packs: Packs,
         manifest: Manifest,
         formats: dict[str, Format],
         *,
@@ -100,15 +112,11 @@ class SpillTier:
         full: bool,
         key: Key | None,
     ) -> None:
-        self.store = store
-        self.manifest = manifest
-        self._formats = formats
+        super().__init__(store, packs, manifest, formats)
         self._wanted_name = wanted_name
         self._full = full
         self._key = key
         self._file_ids = _file_ids()
-        self.written = self.written_bytes = 0
-        self.loaded = self.loaded_bytes = 0
 
     def exclusive(self) -> AbstractContextManager[None]:
         """Hold the lock between processes; see `Manifest.exclusive`."""
@@ -160,6 +168,7 @@ class SpillTier:
         StoreError
             The disk refused. No file is left.
         """
+        self.manifest.check_writable()
         try:
             draft = self.store.draft()
         except OSError as error:
@@ -180,7 +189,30 @@ class SpillTier:
             draft.discard()
             raise
 
-    def publish(self, batch: Sequence[Written]) -> list[str]:
+    def inline(self, job: Job, data: bytes) -> Written:
+        """A small value for the log itself."""
+        entry = Entry(
+            keys.encode(job.key),
+            job.birth,
+            size=len(data),
+            nbytes=job.nbytes,
+            mapped=job.mapped,
+            value=data,
+        )
+        return Written(job.key, entry, None)
+
+    def unfold(
+        self, key: Hashable, entry: AnyEntry, theirs: SpillTier | None = None
+    ) -> Written:
+        """A file for a value that lies in a log or in a pack, as it is; no lock."""
+        value = (theirs or self).read_small(key, entry)
+        nbytes = entry.nbytes or weigh(value)[0]
+        job = Job(key, value, entry.birth, nbytes, entry.cost, "pickle", entry.mapped)
+        written = self.encode(job)
+        written.entry.generation = entry.generation
+        return written
+
+    def publish(self, batch: Sequence[Written], *, moved: bool = False) -> list[str]:
         """Name the files and append one record; called within `exclusive`.
 
         Returns
@@ -195,36 +227,38 @@ class SpillTier:
         """
         if not batch:
             return []
-        manifest, store = self.manifest, self.store
-        replaced: list[str] = []
+        find = self.manifest.index.get
+        old = [find(key) for key, _, _ in batch]
         try:
-            for key, entry, draft in batch:
-                entry.name = store.place(draft, self._checked_name(key))
-                old = manifest.index.get(key)
-                if old is not None:
-                    replaced.append(old.name)
-            if manifest.sync:
-                for name in {os.path.dirname(entry.name) for _, entry, _ in batch}:
-                    store.home.sync(name + "/" if name else "")
-            manifest.append([(key, entry) for key, entry, _ in batch])
-        except OSError as error:
-            self.discard(batch)
-            if isinstance(error, errors.ChestError):
-                raise
-            raise refused(error, store.home.path, "takes no new name") from error
+            with refusals(self.store.home.path, "takes no new name"):
+                self._place(batch)
+                pairs = [(key, entry) for key, entry, _ in batch]
+                self.manifest.append(pairs, moved=moved)
         except BaseException:
             self.discard(batch)
             raise
-        for _, entry, draft in batch:
-            draft.release()
-            self.written_bytes += entry.size
-        self.written += len(batch)
-        return replaced
+        for _, _, draft in batch:
+            if draft is not None:
+                draft.release()
+        if not moved:
+            self.written += len(batch)
+            self.written_bytes += sum(entry.size for _, entry, _ in batch)
+        return [each.name for each in old if each is not None and not is_shared(each)]
+
+    def _place(self, batch: Sequence[Written]) -> None:
+        """Give the files their names."""
+        for key, entry, draft in batch:
+            if draft is not None:
+                entry.name = self.store.place(draft, self._checked_name(key))
+        if self.manifest.sync:
+            for name in {os.path.dirname(entry.name) for _, entry, _ in batch}:
+                self.store.home.sync(name + "/" if name else "")
 
     def discard(self, batch: Iterable[Written]) -> None:
         """Forget values that were written but not published."""
         for written in batch:
-            written.draft.discard()
+            if written.draft is not None:
+                written.draft.discard()
 
     def remove(self, gone: Sequence[Hashable]) -> list[str]:
         """Append tombstones; called within `exclusive`. Returns names to `delete`."""
@@ -235,13 +269,13 @@ class SpillTier:
             if entry is not None
         ]
         self.manifest.append(pairs)
-        return [entry.name for entry in entries if entry is not None]
+        return [each.name for each in entries if each and not is_shared(each)]
 
     def remove_all(self) -> list[str]:
         """Append the record that ends all keys; called within `exclusive`."""
-        names = [entry.name for entry in self.manifest.index.entries.values()]
+        names = self.manifest.index.names()
         self.manifest.append([(None, Entry(gone="all"))])
-        return names
+        return [*names]
 
     def delete(self, names: Iterable[str]) -> None:
         """Remove files that no record holds any more; no lock.
@@ -250,17 +284,35 @@ class SpillTier:
         """
         for name in names:
             try:
-                self.store.delete(name)
+                if name.startswith(PACK):
+                    self.packs.delete(name)
+                else:
+                    self.store.delete(name)
             except OSError as error:
                 log.info("%s is left: %s", self.store.home.join(name), error)
 
-    def digest(self, value: object, entry: Entry) -> str | None:
+    def check_storable(self, key: Hashable, value: object, form: str) -> None:
+        """Raise EncodingError when the format "data" refuses *value*; no lock."""
+        if form == "data":
+            sink = Discard(self.store.home.join(self.name(key)))
+            text = keys.text(key)
+            try:
+                self._formats[form].dump(value, sink, key=text, file_id="0" * 16)
+            except errors.EncodingError as error:
+                error.key, error.path = key, sink.path
+                raise
+
+    def digest(self, value: object, entry: AnyEntry) -> str | bytes | None:
         """What *value* would be written as now; None: it cannot be told."""
+        if is_small(entry):
+            return self._pickle.dumps(value)
         return self._format(entry, None).digest(value)
 
-    # -- read --------------------------------------------------------------------------
+    def stored_digest(self, key: Hashable, entry: AnyEntry) -> str | bytes:
+        """What `digest` gave when the value was written."""
+        return self.raw(key, entry) if is_small(entry) else entry.digest
 
-    def read(self, key: Hashable, entry: Entry, mapped: str | None) -> Loaded:
+    def read(self, key: Hashable, entry: AnyEntry, mapped: str | None) -> Loaded:
         """Read one value; no lock.
 
         Raises
@@ -270,6 +322,10 @@ class SpillTier:
         CorruptValueError, DecodingError, UntrustedError, SignatureError
             The value is there but cannot be had; see `chest.errors`.
         """
+        if is_small(entry):
+            value = self.read_small(key, entry)
+            return Loaded(value, False, 0.0, weigh(value))
+        assert type(entry) is Entry
         began = time.perf_counter()
         form = self._format(entry, key)
         size = entry.size if entry.digest else None
@@ -279,6 +335,8 @@ class SpillTier:
             size=size,
             mapped=mapped,
             runs_code=entry.format in RUN_CODE,
+            # What was checked must be what is decoded: no map, which others can change.
+            private=self._key is not None,
         )
         if self._key is not None:
             self._key.check_file(source, entry.signature)
@@ -287,12 +345,23 @@ class SpillTier:
         value = form.load(source, file_id=entry.file_id or None, full=self._full)
         self.loaded += 1
         self.loaded_bytes += len(source.data)
-        held = source.mapped and not source.writable
-        return Loaded(value, held, time.perf_counter() - began)
+        readonly = source.mapped and not source.writable
+        kept: dict[int, int] = {}
+        if source.mapped and isinstance(source.data.obj, mmap):
+            owner = weakref.ref(source.data.obj)
+            number, length = id(source.data.obj), len(source.data.obj)
+            del source
+            if owner() is not None:  # the value keeps slices of the map
+                kept = {number: length}
+        weight = _weight(value, entry, kept)
+        return Loaded(value, readonly, time.perf_counter() - began, weight)
 
-    def verify(self, key: Hashable, entry: Entry) -> errors.ChestError | None:
+    def verify(self, key: Hashable, entry: AnyEntry) -> errors.ChestError | None:
         """Read every byte of one value without making it; the error when it is bad."""
         try:
+            if is_small(entry):
+                self.raw(key, entry)
+                return None
             form = self._format(entry, key)
             source = self.store.source(
                 entry.name,
@@ -303,6 +372,7 @@ class SpillTier:
             )
             if self._key is not None:
                 self._key.check_file(source, entry.signature)
+            assert type(entry) is Entry
             if entry.format == "custom":
                 if entry.digest:
                     self._check_whole(source.data, entry, key, source.path)
@@ -316,36 +386,47 @@ class SpillTier:
 
     # -- upkeep ------------------------------------------------------------------------
 
-    def adopt(self, key: Hashable, path: str, entry: Entry) -> Written:
-        """Take over another chest's file by hard link, or by copy where none can be.
+    def adopt(
+        self, key: Hashable, theirs: SpillTier, entry: AnyEntry, birth: int
+    ) -> Written:
+        """Take over another chest's value: its file by hard link, or by copy.
 
         Parameters
         ----------
         key : Hashable
-        path : str
-            The other chest's file.
-        entry : Entry
-            The other chest's entry, with the birth that the key has here.
+        theirs : SpillTier
+            The other chest's.
+        entry : AnyEntry
+            Theirs.
+        birth : int
+            That the key has here.
         """
+        if is_small(entry):
+            written = self.unfold(key, entry, theirs)
+            written.entry.birth, written.entry.generation = birth, 0
+            return written
+        path = theirs.store.home.join(entry.name)
+        assert type(entry) is Entry
+        new = msgspec.structs.replace(entry, birth=birth, generation=0, signature="")
         with refusals(self.store.home.path, f"takes no copy of {path}", key):
+            self.manifest.check_writable()
             draft = self.store.draft()
             try:
-                linked = draft.adopt(path)
-                if not linked:
+                if not draft.adopt(path):
                     with open(path, "rb") as file:
                         while block := file.read(1 << 20):
                             draft.write([block])
                 draft.finish(sync=self.manifest.sync)
                 if self._key is not None:
-                    entry.signature = self._key.sign_file(draft.view())
+                    new.signature = self._key.sign_file(draft.view())
             except BaseException:
                 draft.discard()
                 raise
-        return Written(key, entry, draft)
+        return Written(key, new, draft)
 
     def sweep(self) -> int:
         """Remove files of writers that died; called within `exclusive`. O(files)."""
-        held = {entry.name for entry in self.manifest.index.entries.values()}
+        held = self.manifest.index.names()
         with refusals(self.store.home.path, "could not be swept"):
             orphans = list(self.store.orphans(held))
         self.delete(orphans)
@@ -391,25 +472,6 @@ class SpillTier:
             entry.signature = self._key.sign_file(draft.view())
         return Written(job.key, entry, draft)
 
-    def _format(self, entry: Entry, key: object) -> Format:
-        form = self._formats.get(entry.format)
-        if form is not None:
-            return form
-        path = self.store.home.join(entry.name)
-        ways = {
-            "custom": "it was written by a dump= of the user's: open the chest with the "
-            "same dump= and load=",
-            "pickle": "it is a pickle, and trust='data' reads none",
-        }
-        reason = ways.get(
-            entry.format, f"its format {entry.format!r} is not known here"
-        )
-        kind = (
-            errors.UntrustedError if entry.format == "pickle" else errors.DecodingError
-        )
-        msg = f"{path} cannot be read: {reason}"
-        raise kind(msg, key=key, path=path)
-
     def _check_whole(
         self, data: memoryview, entry: Entry, key: object, path: str
     ) -> None:
@@ -439,6 +501,19 @@ class SpillTier:
                 key=key,
             )
         return name
+
+
+def _weight(value: object, entry: Entry, kept: dict[int, int]) -> Weight:
+    """What a value that was read takes in memory, without walking through it again.
+
+    *kept* is the map of its file, by `id`, if the value keeps it.
+    """
+    known = entry.nbytes
+    if not known or known > FEWEST_TRUSTED + MOST_SHRUNK * entry.size:
+        return weigh(value)  # not known, or it was a small view of something large
+    if type(value) in SCALARS:
+        return known, None
+    return (max(0, known - entry.size), kept) if kept else (known, kept)
 
 
 def missing(path: str, key: object, error: OSError) -> errors.CorruptValueError:

@@ -13,7 +13,8 @@ from typing import Any
 
 from chest import facts, reprs, settings, system
 from chest.engine import Engine
-from chest.records import Entry
+from chest.index import AnyEntry
+from chest.small import is_small
 
 __all__ = ["Upkeep"]
 
@@ -53,11 +54,13 @@ class Upkeep(Engine):
     def key_to_filename(self, key: Hashable) -> str:
         """Full path of the file that holds the value of *key*, or that will hold it.
 
-        For a key whose newest value was not written yet, it is the file that it gets.
+        For a key whose newest value was not written yet, or lies in the log, it is the
+        file that it gets; for a small one that was written together with many others,
+        the pack that they share (`unpack` gives it a file of its own).
         """
         slot = self._slots.get(key)
         entry = self._manifest.index.get(key)
-        if entry is None or (slot is not None and slot.dirty):
+        if entry is None or not entry.name or (slot is not None and slot.dirty):
             return self._spill.store.home.join(self._spill.name(key))
         return self._spill.store.home.join(entry.name)
 
@@ -151,9 +154,30 @@ class Upkeep(Engine):
         int
             How many files of dead writers were removed.
         """
-        with self._publishing():
-            self._manifest.compact()
-            return self._spill.sweep()
+        return self._compact()
+
+    def unpack(self, key: Hashable) -> str:
+        """Give a value that lies in a pack, or in the log, a file of its own.
+
+        Returns
+        -------
+        str
+            The file's path.
+
+        Raises
+        ------
+        KeyError
+            There is no such key.
+        """
+        self._look()
+        slot, entry = self._slots.get(key), self._manifest.index.get(key)
+        if slot is None and entry is None:
+            raise KeyError(key)
+        if slot is not None and slot.dirty:
+            self._raise_first(self._write_batch([slot], keep=False))
+        elif entry is not None and is_small(entry):
+            self._move_to_files([(key, entry)])
+        return self.key_to_filename(key)
 
     def verify(self, *, progress: bool = False) -> list[facts.Problem]:
         """Read every published byte and compare it with its checksum.
@@ -171,7 +195,7 @@ class Upkeep(Engine):
         self.refresh()
         with self.lock:
             entries = list(self._manifest.index.ordered().items())
-        steps: Iterable[tuple[Hashable, Entry]] = entries
+        steps: Iterable[tuple[Hashable, AnyEntry]] = entries
         if progress:
             from tqdm import tqdm
 
@@ -226,8 +250,9 @@ class Upkeep(Engine):
 
     @property
     def stored_nbytes(self) -> int:
-        """Bytes of the values' files. O(keys)."""
-        return sum(entry.size for entry in [*self._manifest.index.entries.values()])
+        """Bytes of the values on disk, those in packs that are dead included."""
+        index = self._manifest.index
+        return index.file_nbytes + index.pack_nbytes()
 
     def _trim(self, most: float | None, older_than: float | None) -> int:
         """Delete keys by last use, the oldest first; returns how many."""
@@ -257,7 +282,7 @@ class Upkeep(Engine):
                 if slot is not None and not slot.dirty:
                     self._memory.drop(slot)
                 elif slot is not None:
-                    self._fresh[key] = slot.birth
+                    self._revive(slot)
         self._spill.delete(names)
         return len(gone)
 
@@ -271,7 +296,7 @@ class _InMemory(Mapping[Any, Any]):
         self._chest = chest
 
     def __getitem__(self, key: Hashable) -> Any:
-        return self._chest._slots[key].value
+        return self._chest._values[key]
 
     def __iter__(self) -> Iterator[Any]:
         return iter([*self._chest._slots])

@@ -18,6 +18,9 @@ exclude_patterns = ["_build"]
 nitpicky = False  # numpydoc's types are words for people, not names to resolve
 numpydoc_show_class_members = False
 autodoc_member_order = "groupwise"
+autodoc_preserve_defaults = True
+python_maximum_signature_line_length = 88
+default_role = "py:obj"
 
 html_theme = "pydata_sphinx_theme"
 html_theme_options = {"show_toc_level": 2, "navigation_with_keys": False}

@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import copyreg
 import functools
+import io
 import pickle
 import sys
 from collections import ChainMap
@@ -31,12 +32,13 @@ from typing import TYPE_CHECKING, Any
 
 from chest.errors import DecodingError, EncodingError, short
 from chest.formats import footer as frame
-from chest.protocols import Receipt
+from chest.protocols import Receipt, Source
+from chest.sizing import SCALARS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from chest.protocols import Buffer, Sink, Source
+    from chest.protocols import Buffer, Sink
 
 __all__ = ["Pickle5", "unpickle"]
 
@@ -100,6 +102,39 @@ class Pickle5:
         """
         body, python = _pickled(value, sink, key)
         return Receipt(body.finish(MAGIC, key, file_id, python), python)
+
+    def dumps(self, value: object) -> bytes | None:
+        """The plain pickle of a small value; None where it takes more than pickle.
+
+        That is, where a file has to be written to know, or to say what is wrong.
+        """
+        if type(value) in SCALARS:
+            return pickle.dumps(value, 5)
+        file = io.BytesIO()
+        try:
+            _Pickler(file, protocol=5).dump(value)
+        except MemoryError:
+            raise
+        except Exception:  # noqa: BLE001 - writing the file meets it again, and tells
+            return None
+        data = file.getvalue()
+        return None if b"__main__" in data or b"cloudpickle" in data else data
+
+    def loads(self, data: bytes, path: str, key: object) -> object:
+        """The value of a pickle that `dumps` made, and that was checked.
+
+        Raises
+        ------
+        DecodingError
+            It needs a module, or a class, that is not here.
+        """
+        try:
+            return unpickle(data)
+        except MemoryError:
+            raise
+        except Exception as error:  # a pickle may raise anything
+            source = Source(path, memoryview(data), False, False, key)
+            raise _undecodable(source, error) from error
 
     def digest(self, value: object) -> str | None:
         """What `dump` would return as digest; None where it cannot be pickled.

@@ -21,10 +21,10 @@ import stat
 from collections.abc import Iterator, Sequence
 
 from chest import errors, system
-from chest.folder import TEMPORARY, Folder, refused
+from chest.folder import PACK, TEMPORARY, Folder, refused
 from chest.protocols import Buffer, Source
 
-__all__ = ["MAP_FROM", "Draft", "LocalStore", "untrusted"]
+__all__ = ["MAP_FROM", "Discard", "Draft", "LocalStore", "untrusted"]
 
 MAGICS = (b"CHESTPK1", b"CHESTDT1")  # at the end of the formats' files
 log = logging.getLogger("chest")
@@ -53,7 +53,8 @@ class Draft:
 
     def write(self, buffers: Sequence[Buffer]) -> None:
         """Append the buffers, all of them, uncopied."""
-        self.size += system.write_all(self._fd, buffers)
+        at = self.size if self._home.reserves else None
+        self.size += system.write_all(self._fd, buffers, reserve_at=at)
 
     def restart(self) -> None:
         """Forget all that was written."""
@@ -119,6 +120,19 @@ class Draft:
                 self.release()
 
 
+class Discard:
+    """A sink that keeps nothing: to see whether a value can be written."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def write(self, buffers: Sequence[Buffer]) -> None:
+        """Forget the buffers."""
+
+    def restart(self) -> None:
+        """Nothing: there is nothing to forget."""
+
+
 class LocalStore:
     """The value files of one chest.
 
@@ -173,6 +187,7 @@ class LocalStore:
         size: int | None,
         mapped: str | None,
         runs_code: bool,
+        private: bool = False,
     ) -> Source:
         """Open a value's file for a format.
 
@@ -188,6 +203,8 @@ class LocalStore:
             Values may keep slices of a read-only map, of a private one, or of none.
         runs_code : bool
             Making the value may run code that is named in the file.
+        private : bool
+            Read it into memory that nobody else can change afterwards.
 
         Raises
         ------
@@ -217,8 +234,8 @@ class LocalStore:
             raise refused(error, path, "could not be opened", key) from error
         try:
             status = os.fstat(fd)
-            if self._private and runs_code:
-                self._check_private(path, status, key)
+            if runs_code:
+                self.check_private(path, status, key)
             if size is not None and status.st_size != size:
                 msg = (
                     f"{path}, the value of {errors.short(key)}, has {status.st_size} "
@@ -229,6 +246,9 @@ class LocalStore:
                     key=key,
                     path=path,
                 )
+            if private:
+                data = memoryview(system.read_all(fd, 0, status.st_size))
+                return Source(path, data, False, False, key)
             return self._source(fd, status.st_size, path, key, mapped)
         except OSError as error:
             if isinstance(error, errors.ChestError):
@@ -275,7 +295,7 @@ class LocalStore:
         for name in self.home.names():
             if name in held:
                 continue
-            if not name.startswith(TEMPORARY):
+            if not name.startswith((TEMPORARY, PACK)):
                 if self._is_sealed(name):
                     yield name
                 continue
@@ -304,7 +324,12 @@ class LocalStore:
         finally:
             system.close(fd)
 
-    def _check_private(self, path: str, status: os.stat_result, key: object) -> None:
+    def check_private(
+        self, path: str, status: os.stat_result, key: object = None
+    ) -> None:
+        """Raise UntrustedError where somebody else could have written a pickle."""
+        if not self._private:
+            return
         if not self._folder_is_private:
             raise untrusted(self.home.path, self.home.status(), key)
         if not system.is_private(status):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -32,12 +33,14 @@ WRITES = frozenset(
         "makedirs",
         "rmdir",
         "ftruncate",
+        "posix_fallocate",
         "fsync",
         "utime",
     ]
 )
 READS = frozenset(["fstat", "stat", "pread", "read", "scandir"])
 DIED = 77  # exit status of a child that died where it was told to
+PATIENCE = 3  # seconds until a child that hangs is ended
 
 Act = Callable[[int, str, Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
 
@@ -126,12 +129,18 @@ def dying(at: int, *, torn: bool) -> Act:
     return act
 
 
+def _give_up(*_: object) -> None:
+    raise TimeoutError("the child hangs")
+
+
 def in_child(work: Callable[[], None], log: Path) -> int:
     """Run *work* in a forked child; its exit status. What it raises is in *log*."""
     pid = os.fork()
     if pid == 0:
         status = 1
         try:
+            signal.signal(signal.SIGALRM, _give_up)
+            signal.alarm(PATIENCE)
             work()
             status = 0
         except BaseException:

@@ -122,6 +122,12 @@ def linking(path: str) -> Iterator[State]:
         yield {**OLD, "a": "theirs", "more": BIG}
 
 
+def dropping(path: str) -> Iterator[State]:
+    """The whole chest removed: whoever opens it then has the old one, or an empty one."""
+    Chest(path).drop()
+    yield {}
+
+
 def opening(path: str) -> Iterator[State]:
     """A new chest is made and opened."""
     shutil.rmtree(path, ignore_errors=True)
@@ -142,6 +148,7 @@ SCENES: dict[str, Scene] = {
         clearing,
         settling,
         linking,
+        dropping,
         opening,
     )
 }

@@ -201,10 +201,28 @@ def test_command_line_prints_a_table_and_writes_all_samples(
     assert os.listdir(tmp_path) == ["run.json"]
 
 
-@pytest.mark.parametrize("wrong", [["no_such"], ["--rivals", "dict,no_such"], ["plot"]])
+@pytest.mark.parametrize(
+    "wrong", [["no_such"], ["--rivals", "dict,no_such"], ["plot"], ["pages"]]
+)
 def test_command_line_refuses_what_it_does_not_know(wrong: list[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         main(wrong)
+
+
+def test_pages_have_a_table_for_each_figure_of_a_written_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ended = [outcome("raw", 1, 2, 4), outcome("chest", 2, 4, 8)]
+    found = report.rows(example(baselines=("raw",)), ended, TINY)
+    source = tmp_path / "run.json"
+    source.write_text(report.as_json(found, ended, TINY, tmp_path), encoding="utf-8")
+
+    assert main(["pages", str(source)]) == 0
+
+    lines = capsys.readouterr().out.splitlines()
+    assert ".. csv-table:: ``example``, time [ms]" in lines
+    assert '   "raw","2","1","4","–"' in lines
+    assert '   "chest","4","2","8","0.5"' in lines
 
 
 def test_plot_draws_a_written_run(tmp_path: Path) -> None:

@@ -1,0 +1,212 @@
+"""Many small values: into packs, into the log for a while, and out of both again.
+
+Owns: which values are packed, and the care of packs. Does not own: values with a file
+each, the pack's bytes.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Hashable, Iterable, Sequence
+
+from chest import errors
+from chest.index import AnyEntry
+from chest.ledger import Ledger
+from chest.memory import Options, Slot
+from chest.packs import BATCH_KEYS, Batch, Packed, Small
+from chest.small import PACKED_NBYTES
+from chest.spill import MOST_DRAFTS, Job, Written
+
+__all__ = ["Packing", "poor_packs"]
+
+FEWEST_PACKED = 64  # values written at once; fewer get a file each
+SMALL_NBYTES = 4 * PACKED_NBYTES  # bytes in memory of what may have a small pickle
+INLINE_NBYTES = 1024  # bytes in memory of what may lie in the log for a while
+MOST_PACKS = 64  # more are merged by compaction
+ORDINARY: tuple[Options | None, ...] = (None, (None, None), ("pickle", None))
+
+
+class Packing(Ledger):
+    """A ledger that knows how to write small values together."""
+
+    __slots__ = ()
+
+    def _drop_clean(self, slots: Sequence[Slot], stay: Collection[int] = ()) -> None:
+        """Let go those that were written, but for the ids in *stay*."""
+        with self.lock:
+            for slot in slots:
+                if not slot.dirty and id(slot) not in stay:
+                    self._memory.drop(slot)
+
+    def _pack_out(
+        self, slots: Sequence[Slot], failed: list[tuple[Slot, Exception]], *, keep: bool
+    ) -> Sequence[Slot]:
+        """Write the small ones of many values to a pack; returns the others."""
+        if not self._packs or len(slots) < FEWEST_PACKED or self._settings.readonly:
+            return slots
+        others: list[Slot] = []
+        for start in range(0, len(slots), BATCH_KEYS):
+            taken, small = self._small_ones(slots[start : start + BATCH_KEYS], others)
+            if len(taken) < FEWEST_PACKED:
+                others += taken
+                continue
+            try:
+                self._publish_packed(taken, small)
+            except errors.ChestError as error:
+                failed += [(slot, error) for slot in taken]
+                continue
+            if not keep:
+                self._drop_clean(taken)
+        return others
+
+    def _small_ones(
+        self, slots: Sequence[Slot], others: list[Slot]
+    ) -> tuple[list[Slot], list[Small]]:
+        """Those that go into a pack, and their pickles; the rest is put to *others*."""
+        with self.lock:
+            values = self._values
+            here = [(slot, values[slot.key]) for slot in slots if slot.alive]
+        taken: list[Slot] = []
+        small: list[Small] = []
+        pickled = self._spill.small
+        for slot, value in here:
+            data = None
+            if slot.dirty and slot.nbytes <= SMALL_NBYTES and slot.options in ORDINARY:
+                data = pickled(value)
+            if data is None:
+                others.append(slot)
+            else:
+                taken.append(slot)
+                small.append(Small(slot.key, slot.birth, data))
+        return taken, small
+
+    def _publish_packed(self, slots: Sequence[Slot], small: Sequence[Small]) -> None:
+        """Write a batch and publish those whose slot is still the same (C3)."""
+        batch = self._spill.pack(small)
+        named = [each.key for each in small]
+        with self._publishing():
+            find, fresh = self._manifest.index.get, self._fresh
+            dead = set()
+            for place, slot in enumerate(slots):
+                if slot.alive and not slot.inherited:
+                    known = None if slot.key in fresh else find(slot.key)
+                    if known is None or known.birth == slot.birth:
+                        continue
+                    slot.birth = known.birth  # deleted and set again by others
+                dead.add(place)
+            replaced = self._spill.publish_packed(batch, named, dead)
+            find = self._manifest.index.get
+            for place, slot in enumerate(slots):
+                if place not in dead:
+                    slot.entry, slot.dirty = find(slot.key), False
+                    fresh.pop(slot.key, None)
+        self._spill.delete(replaced)
+        self._written_more()
+
+    def _inlined(self, jobs: Sequence[Job]) -> list[Written | Exception] | None:
+        """Small values for the log itself; None when they need files."""
+        if not self._packs:
+            return None
+        written: list[Written | Exception] = []
+        for job in jobs:
+            if job.nbytes > INLINE_NBYTES or job.format != "pickle":
+                return None
+            data = self._spill.small(job.value)
+            if data is None:
+                return None
+            written.append(self._spill.inline(job, data))
+        return written
+
+    def _settle(self) -> None:
+        """Give the values that lie in the log a file, or many of them a pack."""
+        if not self._manifest.index.inline:
+            return
+        with self._publishing():
+            index = self._manifest.index
+            found = [(key, index.entries[key]) for key in index.inline]
+        if self._packs and len(found) >= FEWEST_PACKED:
+            self._move_to_pack(found)
+            return
+        for start in range(0, len(found), MOST_DRAFTS):
+            self._move_to_files(found[start : start + MOST_DRAFTS])
+
+    def _move_to_files(self, found: Sequence[tuple[Hashable, AnyEntry]]) -> None:
+        """Give small values a file each, as they are; generations stay."""
+        written = [self._spill.unfold(key, entry) for key, entry in found]
+        with self._publishing():
+            find = self._manifest.index.get
+            same = [find(key) is entry for key, entry in found]
+            moved = [
+                each for each, is_same in zip(written, same, strict=True) if is_same
+            ]
+            self._spill.publish(moved, moved=True)
+            self._follow([each.key for each in moved])
+        self._spill.discard(
+            each for each, is_same in zip(written, same, strict=True) if not is_same
+        )
+
+    def _move_to_pack(self, found: Sequence[tuple[Hashable, AnyEntry]]) -> None:
+        """Write small values anew into a pack, as they are; generations stay."""
+        for start in range(0, len(found), BATCH_KEYS):
+            some = found[start : start + BATCH_KEYS]
+            small = [
+                Small(key, entry.birth, self._spill.raw(key, entry), entry.generation)
+                for key, entry in some
+            ]
+            batch = self._spill.pack(small, rewritten=True)
+            named = [key for key, _ in some]
+            with self._publishing():
+                find = self._manifest.index.get
+                dead = {
+                    place
+                    for place, (key, entry) in enumerate(some)
+                    if find(key) != entry
+                }
+                self._spill.publish_packed(batch, named, dead, moved=True)
+                self._follow(named)
+
+    def _follow(self, moved: Iterable[Hashable]) -> None:
+        """Let slots know where their values lie now. Locks held."""
+        find = self._manifest.index.get
+        for key in moved:
+            slot = self._slots.get(key)
+            if slot is not None and not slot.dirty:
+                slot.entry = find(key)
+
+    def _compact(self) -> int:
+        """Rewrite packs that are half dead or too many, then the manifest, then sweep."""
+        self._settle()
+        with self._publishing():
+            live = self._manifest.index.live()
+            poor = poor_packs(self._manifest.index.batches)
+        moving: list[tuple[Hashable, AnyEntry]] = [
+            (key, Packed(batch, place))
+            for batch, places in live.items()
+            if batch.name in poor
+            for place, key in places
+        ]
+        if moving:
+            self._spill.packs.end()  # not into one of those that go
+            self._move_to_pack(moving)
+        with self._publishing():
+            before = self._manifest.index.names() | poor
+            self._manifest.compact()
+            self._follow([*self._slots])
+            self._spill.delete(before - self._manifest.index.names())
+            return self._spill.sweep()
+
+    def _written_more(self) -> None:
+        """Called after a publication, without a lock."""
+
+
+def poor_packs(batches: Iterable[Batch]) -> set[str]:
+    """Packs that are more than half dead, or of which there are too many."""
+    dead: Counter[str] = Counter()
+    count: Counter[str] = Counter()
+    for batch in batches:
+        dead[batch.name] += batch.dead
+        count[batch.name] += batch.record.count
+    poor = {name for name, total in count.items() if 2 * dead[name] > total}
+    if len(count) > MOST_PACKS:
+        poor.update(name for name, total in count.items() if total < BATCH_KEYS)
+    return poor

@@ -1,0 +1,142 @@
+"""Small values on disk: those that share a pack, or lie in the log for a while.
+
+Owns: pickling and reading them, and publishing a batch. Does not own: which values are
+small enough, or when they are written; files with one value.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Collection, Hashable, Sequence
+
+from chest import errors
+from chest.folder import refusals
+from chest.formats.pickle5 import Pickle5
+from chest.index import AnyEntry
+from chest.manifest import Manifest, dead_bits
+from chest.packs import Batch, Packed, Packs, Small
+from chest.protocols import Format
+from chest.stores.local import LocalStore
+
+__all__ = ["PACKED_NBYTES", "SmallTier", "is_shared", "is_small"]
+
+PACKED_NBYTES = 8192  # a larger pickle has its own file
+
+
+class SmallTier:
+    """The packs and the manifest of one chest.
+
+    Parameters
+    ----------
+    store : LocalStore
+    packs : Packs
+    manifest : Manifest
+    formats : dict of str to Format
+        By the name that entries carry.
+    """
+
+    def __init__(
+        self,
+        store: LocalStore,
+        packs: Packs,
+        manifest: Manifest,
+        formats: dict[str, Format],
+    ) -> None:
+        self.store = store
+        self.packs = packs
+        self.manifest = manifest
+        self._formats = formats
+        self._pickle = Pickle5()
+        self.written = self.written_bytes = 0
+        self.loaded = self.loaded_bytes = 0
+
+    def small(self, value: object) -> bytes | None:
+        """The pickle of a value that may go into a pack or the log; None: it may not."""
+        data = self._pickle.dumps(value)
+        return data if data is not None and len(data) <= PACKED_NBYTES else None
+
+    def pack(self, small: Sequence[Small], *, rewritten: bool = False) -> Batch:
+        """Write many small values to a pack; no lock.
+
+        Raises
+        ------
+        StoreError
+            The disk refused. Nothing was published.
+        """
+        self.manifest.check_writable()
+        with refusals(self.store.home.path, "takes no pack"):
+            sync = self.manifest.sync
+            return self.packs.write(small, sync=sync, rewritten=rewritten)
+
+    def publish_packed(
+        self,
+        batch: Batch,
+        named: Sequence[Hashable],
+        dead: Collection[int],
+        *,
+        moved: bool = False,
+    ) -> list[str]:
+        """Publish a batch but for its *dead* places; called within `exclusive`.
+
+        Returns and raises what `publish` does.
+        """
+        if not self.packs.is_there(batch.name):
+            path = self.store.home.join(batch.name)
+            message = f"{path} was removed before its values could be published"
+            raise errors.StoreError(message, path=path, errno=errno.ENOENT)
+        if dead:
+            batch.record.dead = dead_bits(batch.record.count, dead)
+        find = self.manifest.index.get
+        old = [find(key) for place, key in enumerate(named) if place not in dead]
+        self.manifest.append([], batch, named, moved=moved)
+        if not moved:
+            self.written += len(named) - len(dead)
+            self.written_bytes += batch.nbytes
+        return [each.name for each in old if each is not None and not is_shared(each)]
+
+    def raw(self, key: Hashable, entry: AnyEntry) -> bytes:
+        """The pickle of a small value, from its pack or from the log."""
+        if type(entry) is Packed:
+            return self.packs.read(entry, key)
+        assert entry.value is not None
+        return entry.value
+
+    # -- read --------------------------------------------------------------------------
+
+    def read_small(self, key: Hashable, entry: AnyEntry) -> object:
+        """Read a value from its pack, or from the log; no lock. Raises as `read`."""
+        data = self.raw(key, entry)
+        self._format(entry, key)
+        value = self._pickle.loads(data, self.store.home.join(entry.name), key)
+        self.loaded += 1
+        self.loaded_bytes += len(data)
+        return value
+
+    def _format(self, entry: AnyEntry, key: object) -> Format:
+        form = self._formats.get(entry.format)
+        if form is not None:
+            return form
+        path = self.store.home.join(entry.name)
+        ways = {
+            "custom": "it was written by a dump= of the user's: open the chest with the "
+            "same dump= and load=",
+            "pickle": "it is a pickle, and trust='data' reads none",
+        }
+        reason = ways.get(
+            entry.format, f"its format {entry.format!r} is not known here"
+        )
+        kind = (
+            errors.UntrustedError if entry.format == "pickle" else errors.DecodingError
+        )
+        msg = f"{path} cannot be read: {reason}"
+        raise kind(msg, key=key, path=path)
+
+
+def is_shared(entry: AnyEntry) -> bool:
+    """The value has no file of its own, which would go with it."""
+    return type(entry) is Packed or not entry.name
+
+
+def is_small(entry: AnyEntry) -> bool:
+    """The value lies in a pack or in the log."""
+    return type(entry) is Packed or entry.value is not None

@@ -1,0 +1,238 @@
+"""The manifest: what exists, how it is told, and how others learn of it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from chest import errors
+from chest.folder import Folder
+from chest.manifest import Manifest
+from chest.packs import Packs
+from chest.records import Entry
+from chest.stores.local import LocalStore
+
+Open = Callable[..., Manifest]
+
+
+@pytest.fixture
+def opened(chest_dir: Path) -> Iterator[Open]:
+    made = []
+
+    def make(**options: object) -> Manifest:
+        home = Folder(str(chest_dir))
+        store = LocalStore(home, private=True, folder_is_private=True)
+        made.append(Manifest(home, Packs(home, store.check_private), **options))
+        return made[-1]
+
+    yield make
+    for manifest in made:
+        manifest.close()
+
+
+def put(manifest: Manifest, *keys: str) -> None:
+    """Publish the keys in one record."""
+    with manifest.exclusive():
+        manifest.append(
+            [(key, Entry(key, manifest.index.next_birth(), key)) for key in keys]
+        )
+
+
+def remove(manifest: Manifest, key: str) -> None:
+    with manifest.exclusive():
+        manifest.append([(key, Entry(key, gone="key"))])
+
+
+def live(manifest: Manifest) -> list[object]:
+    return list(manifest.index.ordered())
+
+
+def test_readers_tail_what_writers_append(opened: Open) -> None:
+    writer, reader = opened(), opened()
+    assert not reader.tail()
+    put(writer, "a")
+    assert reader.word[1] != reader.seen
+    assert reader.tail()
+    assert reader.word[1] == reader.seen
+    assert live(reader) == ["a"]
+    assert reader.changed == {"a"}
+    remove(writer, "a")
+    assert reader.tail()
+    assert live(reader) == []
+
+
+def test_generations_number_the_records(opened: Open) -> None:
+    manifest = opened()
+    put(manifest, "a", "b")
+    put(manifest, "c")
+    entries = manifest.index.entries
+    assert entries["a"].generation == entries["b"].generation == 1
+    assert entries["c"].generation == 2
+
+
+def test_compaction_keeps_generations_and_births_and_resurrects_nothing(
+    opened: Open,
+) -> None:
+    """M5."""
+    manifest, reader = opened(), opened()
+    for key in "abcd":
+        put(manifest, key)
+    remove(manifest, "b")
+    put(manifest, "a")
+    before = {k: (e.birth, e.generation) for k, e in manifest.index.ordered().items()}
+    with manifest.exclusive():
+        manifest.compact()
+    for other in (manifest, opened(), reader):
+        other.tail()
+        entries = other.index.ordered()
+        assert {k: (e.birth, e.generation) for k, e in entries.items()} == before
+        assert list(entries) == ["c", "d", "a"]
+    put(reader, "e")
+    assert reader.index.entries["e"].birth > max(birth for birth, _ in before.values())
+    assert reader.index.entries["e"].generation > 6
+
+
+def test_a_reader_of_the_old_file_finds_the_new_one(opened: Open) -> None:
+    """M4."""
+    writer, reader = opened(), opened()
+    put(writer, "a")
+    reader.tail()
+    for key in "bcd":
+        with writer.exclusive():
+            writer.compact()
+        put(writer, key)
+        reader.tail()
+        assert live(reader) == live(writer)
+    assert reader.reloaded
+
+
+def test_a_marked_file_whose_marker_died_goes_on(opened: Open) -> None:
+    """Killed between the mark and the rename of a compaction."""
+    writer, reader = opened(), opened()
+    put(writer, "a")
+    writer.mark_moved()
+    reader.tail()
+    assert live(reader) == ["a"]
+    put(reader, "b")
+    assert writer.tail()
+    assert live(writer) == ["a", "b"]
+
+
+def test_a_batch_is_visible_whole_or_not_at_all(opened: Open, chest_dir: Path) -> None:
+    put(opened(), "a", "b", "c")
+    path = chest_dir / ".keys"
+    whole = path.read_bytes()
+    for size in range(whole.index(b"\n") + 1, len(whole)):
+        path.write_bytes(whole[:size])
+        assert live(opened(readonly=True)) == []
+    path.write_bytes(whole)
+    assert live(opened(readonly=True)) == ["a", "b", "c"]
+
+
+def test_a_torn_tail_is_cut_off_before_the_next_record(
+    opened: Open, chest_dir: Path
+) -> None:
+    """M2; a reader waits for it to be finished."""
+    writer, reader = opened(), opened()
+    put(writer, "a")
+    with open(chest_dir / ".keys", "ab") as log:
+        log.write(b"0123456789abcdef {")
+    reader.tail()
+    assert live(reader) == ["a"]
+    put(writer, "b")
+    reader.tail()
+    assert live(reader) == live(opened()) == ["a", "b"]
+
+
+def test_a_reader_follows_a_record_that_was_taken_back(
+    opened: Open, chest_dir: Path
+) -> None:
+    writer, reader = opened(), opened()
+    put(writer, "a")
+    size = (chest_dir / ".keys").stat().st_size
+    put(writer, "b")
+    reader.tail()
+    os.truncate(chest_dir / ".keys", size)
+    reader.tail()
+    assert live(reader) == ["a"]
+    assert reader.reloaded
+
+
+def test_the_lock_is_exclusive_and_nests(opened: Open) -> None:
+    one, two = opened(timeout=0), opened(timeout=0)
+    with one.exclusive(), one.exclusive():
+        with pytest.raises(errors.LockTimeout), two.exclusive():
+            pass
+    with two.exclusive():
+        pass
+
+
+def test_readonly_takes_no_lock_and_makes_no_file(
+    opened: Open, chest_dir: Path
+) -> None:
+    with pytest.raises(errors.ChestError, match="not a chest"):
+        opened(readonly=True)
+    writer = opened()
+    put(writer, "a")
+    with writer.exclusive():
+        reader = opened(readonly=True)
+        assert live(reader) == ["a"]
+    with pytest.raises(errors.ReadOnlyError), reader.exclusive():
+        pass
+
+
+def test_a_failed_sync_is_not_believed(
+    opened: Open, chest_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """F4: what was taken for written may not be there, so the log is written anew."""
+    manifest = opened(sync=True)
+    put(manifest, "a")
+    inode = (chest_dir / ".keys").stat().st_ino
+    with monkeypatch.context() as patch:
+
+        def fail(fd: int) -> None:
+            raise OSError(5, "Input/output error")
+
+        patch.setattr("chest.system.sync_file", fail)
+        with pytest.raises(errors.StoreError):
+            put(manifest, "b")
+    assert live(opened()) == ["a"]
+    put(manifest, "c")
+    assert (chest_dir / ".keys").stat().st_ino != inode
+    assert live(opened()) == ["a", "c"]
+
+
+def test_a_failed_load_leaves_what_was_known(
+    opened: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An error while the new file is read is no reason to show an empty chest."""
+    writer, reader = opened(), opened()
+    put(writer, "a")
+    reader.tail()
+    with writer.exclusive():
+        writer.compact()
+    with monkeypatch.context() as patch:
+
+        def fail(*_: object) -> bytes:
+            raise OSError(5, "Input/output error")
+
+        patch.setattr("chest.system.read_all", fail)
+        with pytest.raises(errors.StoreError):
+            reader.tail()
+        assert live(reader) == ["a"]
+    assert reader.tail()
+    assert live(reader) == ["a"]
+
+
+def test_a_removed_manifest_is_told(opened: Open, chest_dir: Path) -> None:
+    manifest, reader = opened(), opened()
+    manifest.mark_moved()
+    (chest_dir / ".keys").unlink()
+    with pytest.raises(errors.DroppedError):
+        reader.tail()
+    with pytest.raises(errors.DroppedError), manifest.exclusive():
+        pass
+    assert not (chest_dir / ".keys").exists()
