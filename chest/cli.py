@@ -26,7 +26,7 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from chest import errors, reprs, system
-from chest.manifest import NAME
+from chest.log import NAME
 from chest.records import MAGIC
 
 if TYPE_CHECKING:

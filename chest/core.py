@@ -24,6 +24,7 @@ from sys import getsizeof
 from typing import Any, Self
 
 from chest import keys, settings
+from chest.index import same
 from chest.keys import PLAIN
 from chest.keys import key_to_filename as key_to_filename  # chest 1.x has it here
 from chest.memory import Slot, weigh
@@ -308,7 +309,7 @@ class Chest(Upkeep, MutableMapping[Any, Any]):
             if key in self._slots:
                 if self._values[key] is not value:
                     return False
-            elif entry is None or self._manifest.index.get(key) is not entry:
+            elif entry is None or not same(self._manifest.index.get(key), entry):
                 return False
             del self[key]
         return True
@@ -589,7 +590,7 @@ class Chest(Upkeep, MutableMapping[Any, Any]):
         other.sync()
         other._settle()
         with other.lock:
-            entries = list(other._manifest.index.ordered().items())
+            entries = list(other._manifest.index.items())
         if not overwrite:
             entries = [(key, entry) for key, entry in entries if key not in self]
         self._adopt_files(other._spill, entries)

@@ -19,22 +19,21 @@ import os
 import shutil
 import threading
 import warnings
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 from chest import errors, lifetime, system
 from chest.errors import short
-from chest.folder import TEMPORARY
-from chest.index import AnyEntry
+from chest.folder import PACK, TEMPORARY
+from chest.index import AnyEntry, same
 from chest.ledger import Changed, generation
-from chest.manifest import NAME
-from chest.memory import Options, Slot
-from chest.packing import FEWEST_PACKED, Packing, poor_packs
-from chest.packs import BATCH_KEYS, Small
-from chest.settings import Settings
+from chest.log import NAME
+from chest.memory import Options, Slot, Weight, weigh
+from chest.packing import Packing, poor_packs
+from chest.packs import Packed
+from chest.settings import Settings, nothing
 from chest.sizing import SCALARS
-from chest.small import is_small
-from chest.spill import MOST_DRAFTS, Job, Loaded, SpillTier, Written, missing
+from chest.spill import MOST_DRAFTS, Job, Loaded, Written, missing
 
 __all__ = ["Engine"]
 
@@ -248,16 +247,28 @@ class Engine(Packing):
 
     def _load(self, key: Hashable) -> Any:
         """The value of a key that is not in memory."""
-        if self._manifest.index.get(key) is None:
+        entry = self._manifest.index.get(key)
+        if entry is None:
             hash(key)
             # It may have come into memory since the caller looked.
             try:
                 return self._values[key]
             except KeyError:
                 raise KeyError(key) from None
-        self._settings.on_miss(key)
+        if self._settings.on_miss is not nothing:
+            self._settings.on_miss(key)
+        if type(entry) is Packed:
+            # Replaced or moved between the look and the read: `_read` looks again.
+            try:
+                value = self._spill.read_small(key, entry)
+            except (FileNotFoundError, errors.CorruptValueError):
+                pass
+            else:
+                return self._admit(key, value, entry, weigh(value), 0.0)
         value, entry, loaded = self._read(key)
-        return self._admit(key, value, entry, loaded)
+        return self._admit(
+            key, value, entry, loaded.weight, loaded.seconds, readonly=loaded.mapped
+        )
 
     def _read(
         self, key: Hashable, mapped: str | None = None
@@ -273,7 +284,7 @@ class Engine(Packing):
             except (FileNotFoundError, errors.CorruptValueError) as error:
                 # Replaced between the look and the open: look again. The very same
                 # entry twice means that the file itself is at fault.
-                if before is entry:
+                if same(before, entry):
                     if isinstance(error, errors.CorruptValueError):
                         raise
                     path = self._spill.store.home.join(entry.name)
@@ -291,85 +302,44 @@ class Engine(Packing):
             path=self.path,
         )
 
-    def _admit(self, key: Hashable, value: Any, entry: AnyEntry, loaded: Loaded) -> Any:
+    def _admit(
+        self,
+        key: Hashable,
+        value: Any,
+        entry: AnyEntry,
+        weight: Weight,
+        seconds: float,
+        *,
+        readonly: bool = False,
+    ) -> Any:
         """Take a value that was read into memory, unless it is too large or too late."""
-        memory, weight = self._memory, loaded.weight
+        memory = self._memory
         with self.lock:
             if key in self._slots:
                 return self._values[
                     key
-                ]  # another thread was quicker; all get one object
-            if self._manifest.index.get(key) is not entry:
+                ]  # another thread was quicker: one object for all
+            if not same(self._manifest.index.get(key), entry):
                 return value
             slot = memory.put(key, value, entry.birth, *weight)
-            if slot.nbytes > memory.budget:
-                memory.drop(slot)
-                return value
             slot.dirty, slot.entry = False, entry
             slot.options = (entry.format, entry.mapped)
-            slot.cost = entry.cost or loaded.seconds
-            slot.fixed = slot.fixed or (loaded.mapped and _is_readonly_array(value))
-        self.shrink()
+            slot.cost = entry.cost or seconds
+            if readonly and _is_readonly_array(value):
+                slot.fixed = True
+            if slot.nbytes > memory.budget:
+                memory.drop(slot)
+        if memory.used > memory.budget:
+            self.shrink()
         return value
 
     def _fetch(self, wanted: Sequence[Hashable]) -> None:
         """Read values into memory without reporting a miss."""
         for key in wanted:
             value, entry, loaded = self._read(key)
-            self._admit(key, value, entry, loaded)
-
-    def _adopt_files(
-        self, theirs: SpillTier, pairs: Sequence[tuple[Hashable, AnyEntry]]
-    ) -> None:
-        """Take over values of another chest, whose entries these are."""
-        with self.lock:
-            births = {key: self._birth_of(key) for key, _ in pairs}
-        small = [pair for pair in pairs if is_small(pair[1])]
-        if self._packs and len(small) >= FEWEST_PACKED:
-            self._adopt_small(theirs, small, births)
-            pairs = [pair for pair in pairs if not is_small(pair[1])]
-        for start in range(0, len(pairs), MOST_DRAFTS):
-            written: list[Written] = []
-            try:
-                for key, entry in pairs[start : start + MOST_DRAFTS]:
-                    written.append(self._spill.adopt(key, theirs, entry, births[key]))
-                with self._publishing():
-                    replaced = self._spill.publish(written)
-                    self._forget_slots(births.keys() & {each.key for each in written})
-            finally:
-                self._spill.discard(written)  # what was not published
-            self._spill.delete(replaced)
-
-    def _adopt_small(
-        self,
-        theirs: SpillTier,
-        pairs: Sequence[tuple[Hashable, AnyEntry]],
-        births: dict[Hashable, int],
-    ) -> None:
-        """Take over small values of another chest into a pack, as they are."""
-        for start in range(0, len(pairs), BATCH_KEYS):
-            some = pairs[start : start + BATCH_KEYS]
-            batch = self._spill.pack(
-                [Small(key, births[key], theirs.raw(key, entry)) for key, entry in some]
+            self._admit(
+                key, value, entry, loaded.weight, loaded.seconds, readonly=loaded.mapped
             )
-            with self._publishing():
-                named = [key for key, _ in some]
-                replaced = self._spill.publish_packed(batch, named, ())
-                self._forget_slots(named)
-            self._spill.delete(replaced)
-
-    def _birth_of(self, key: Hashable) -> int:
-        """The birth that a key has, or gets now."""
-        known = self._slots.get(key) or self._manifest.index.get(key)
-        return known.birth if known else self._manifest.index.next_birth()
-
-    def _forget_slots(self, replaced: Iterable[Hashable]) -> None:
-        """Values in memory that others took the place of go. Locks held."""
-        for key in replaced:
-            slot = self._slots.get(key)
-            if slot is not None:
-                self._memory.drop(slot)
-            self._fresh.pop(key, None)
 
     def _mapped(self, entry: AnyEntry) -> str | None:
         """How a value may use the map of its file."""
@@ -393,6 +363,9 @@ class Engine(Packing):
         index = self._manifest.index
         if self._manifest.wasteful or poor_packs(index.batches):
             self._compact()
+        elif not keep and self._manifest.wants_checkpoint:
+            with self._publishing():
+                self._manifest.checkpoint()
 
     def _raise_first(self, failed: Sequence[tuple[Slot, Exception]]) -> None:
         if failed:
@@ -416,12 +389,17 @@ class Engine(Packing):
         """Delete what chest made in the folder, and the folder when that was all."""
         home = self._spill.store.home
         with self._publishing():
-            names = [entry.name for entry in self._manifest.index.entries.values()]
+            names = self._manifest.index.names()
             # Killed from here on, it is an empty chest: values without a manifest would
             # look like a damaged one. A full disk takes no record, but deletions.
             with contextlib.suppress(errors.StoreError):
                 self._spill.remove_all()
             self._spill.delete(names)
+            # Also those that others still append to: without a manifest they would look
+            # like a damaged chest.
+            for name in list(home.names()):
+                if name.startswith(PACK):
+                    home.unlink(name, missing_ok=True)
             self._manifest.mark_moved()
             home.unlink(NAME, missing_ok=True)
             for name in list(home.names()):

@@ -2,32 +2,57 @@
 
 Owns: the entries by key, their order of birth, the birth numbers, which of a pack's values
 are live. Does not own: the log they come from.
+
+What a checkpoint has seen is asked of the checkpoint; what happened since lies over it in
+a dict, where None stands for a key that is gone.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 from itertools import repeat
+from typing import Any
 
+from chest import errors
+from chest.base import AnyEntry, Base
+from chest.checkpoint import Damaged
 from chest.packs import Batch, Packed
 from chest.records import Entry
 
-__all__ = ["AnyEntry", "Index"]
+__all__ = ["AnyEntry", "Index", "same"]
 
-AnyEntry = Entry | Packed
+MISSING: Any = object()
+LOST = (Damaged, errors.CorruptChestError)  # of a checkpoint, or of a pack it refers to
+
+
+def same(one: AnyEntry | None, other: AnyEntry | None) -> bool:
+    """Whether two entries of one key are of one publication, and lie in one place."""
+    if one is other:
+        return True
+    if one is None or other is None:
+        return False
+    return one.generation == other.generation and one.name == other.name
 
 
 class Index:
     """The live entries of a manifest.
 
+    Parameters
+    ----------
+    birth : int
+        The highest birth number ever given.
+    base : Base, optional
+        What a checkpoint has seen.
+    rebuild : callable, optional
+        Makes an index without a base, from the log, when the checkpoint turns out to be
+        damaged.
+
     Attributes
     ----------
     get : callable
         key → its live entry as far as the log was read, or None. O(1).
-    birth : int
-        The highest birth number ever given.
     last_birth : int
-        The highest one of an entry here.
+        The highest birth of an entry here.
     records : int
         How many entries were applied; those that are not live any more are waste.
     batches : list of Batch
@@ -36,36 +61,80 @@ class Index:
         Keys whose value lies in the log.
     file_nbytes : int
         Bytes of the live values that have a file each.
+    since : int
+        How many entries were applied since the checkpoint.
     """
 
-    def __init__(self, birth: int = 0) -> None:
+    def __init__(
+        self,
+        birth: int = 0,
+        base: Base | None = None,
+        rebuild: Callable[[], Index] | None = None,
+    ) -> None:
         self.birth = birth
-        self.records = 0
+        self.records = self.since = 0
+        self.base: Base | None = None
+        self.batches: list[Batch]
+        self.inline: dict[Hashable, None]
+        self.get: Callable[[Hashable], AnyEntry | None]
+        self._rebuild = rebuild
         self._clear()
+        if base is None:
+            return
+        self.base = base
+        self.get = self._get_both
+        self.last_birth, self.records = base.last_birth, base.about.records
+        self.file_nbytes = base.about.file_nbytes
+        self.batches = [*base.batches]
+        self.inline = {base.key(row): None for row in base.about.inline}
+        self._count = len(base)
 
     def _clear(self) -> None:
-        self._replace({})
+        self.entries: dict[Hashable, Any] = {}
+        self.get = self.entries.get
+        self.base = None
         self.last_birth = self.file_nbytes = 0
-        self.batches: list[Batch] = []
-        self.inline: dict[Hashable, None] = {}
+        self.batches, self.inline = [], {}
+        self._hidden: set[int] = (
+            set()
+        )  # rows of the base whose key is gone or born anew
+        self._count = 0  # of live keys, where there is a base
         self._in_order = True
+        self._latest: tuple[Any, AnyEntry | None] = (MISSING, None)
 
     def __len__(self) -> int:
-        return len(self.entries)
+        return len(self.entries) if self.base is None else self._count
+
+    def keys(self) -> list[Hashable]:
+        """The live keys in order of birth. O(keys)."""
+        return [key for key, _ in self.items()] if self.base else [*self.ordered()]
+
+    def items(self) -> list[tuple[Hashable, AnyEntry]]:
+        """The live entries in order of birth. O(keys)."""
+        return [*self.ordered().items()]
 
     def ordered(self) -> dict[Hashable, AnyEntry]:
-        """The live entries in order of birth.
+        """The live entries in order of birth, as a dict.
 
-        O(1), or O(n log n) once after keys were published in another order.
+        O(1), or O(n log n) once after keys were published in another order; with a
+        checkpoint O(n).
         """
+        if self.base is not None:
+            return self._ordered_both()
         if not self._in_order:
-            births = sorted(
-                self.entries.items(),
-                key=lambda item: (item[1].birth, item[1].generation),
-            )
-            self._replace(dict(births))
+            self._replace(_by_birth(self.entries))
             self._in_order = True
         return self.entries
+
+    def last(self) -> Any:
+        """The key that was born last; there must be one."""
+        if self.base is not None:
+            fresh = next(reversed(self.entries), None)
+            if self._in_order and fresh is not None:
+                entry = self.entries[fresh]
+                if entry is not None and entry.birth > self.base.last_birth:
+                    return fresh
+        return next(reversed(self.ordered()))
 
     def next_birth(self) -> int:
         """A birth number higher than every one seen."""
@@ -75,21 +144,21 @@ class Index:
     def apply(self, key: Hashable, entry: Entry) -> None:
         """Let one record change the live entries."""
         self.records += 1
+        self.since += 1
         if entry.gone == "all":
             self._clear()
             return
-        old = self.entries.get(key)
+        old = self.get(key)
         if old is not None:
             self._outdate(key, old)
         if entry.gone:
-            self.entries.pop(key, None)
+            self._remove(key, old)
             return
         if entry.value is None:
             self.file_nbytes += entry.size
         else:
             self.inline[key] = None
-        self._take_birth(entry.birth, old)
-        self.entries[key] = entry
+        self._put(key, entry, entry.birth, old)
 
     def apply_batch(
         self, batch: Batch, named: Sequence[Hashable], dead: frozenset[int]
@@ -97,13 +166,15 @@ class Index:
         """Let the record of a batch change the live entries; *named* are its keys."""
         self.batches.append(batch)
         self.records += batch.record.count
+        self.since += batch.record.count
         entries = self.entries
         births = batch.births()
-        plain = not dead and entries.keys().isdisjoint(named)
-        if plain and births[0] >= self.last_birth and births == sorted(births):
+        new = births[0] > self.last_birth and births == sorted(births)
+        if new and not dead and self._are_new(named):
             # The usual case, new keys in order, at the speed of C.
             packed = map(Packed, repeat(batch), range(len(named)))
             entries.update(zip(named, packed, strict=True))
+            self._count += len(named)
             self.last_birth = births[-1]
             self.birth = max(self.birth, births[-1])
             return
@@ -111,11 +182,10 @@ class Index:
             if place in dead:
                 batch.dead += 1
                 continue
-            old = entries.get(key)
+            old = self.get(key)
             if old is not None:
                 self._outdate(key, old)
-            self._take_birth(births[place], old)
-            entries[key] = Packed(batch, place)
+            self._put(key, Packed(batch, place), births[place], old)
 
     def pack_nbytes(self) -> int:
         """Bytes of all packed values, live or not. O(batches)."""
@@ -124,16 +194,128 @@ class Index:
     def live(self) -> dict[Batch, list[tuple[int, Hashable]]]:
         """(place, key) of the live values of each batch. O(keys)."""
         found: dict[Batch, list[tuple[int, Hashable]]] = {}
-        for key, entry in self.entries.items():
+        for key, entry in self.ordered().items():
             if type(entry) is Packed:
                 found.setdefault(entry.batch, []).append((entry.place, key))
         return found
 
+    def alone(self) -> list[tuple[Hashable, Entry]]:
+        """The live entries that are in no batch, in order. O(keys)."""
+        return [
+            (key, entry)
+            for key, entry in self.ordered().items()
+            if type(entry) is Entry
+        ]
+
     def names(self) -> set[str]:
-        """Every file that the live entries need. O(keys)."""
-        names = {entry.name for entry in [*self.entries.values()]}
+        """Every file that the live entries may need. O(keys), without a look at packs."""
+        names = {entry.name for entry in [*self.entries.values()] if entry is not None}
+        names.update(batch.name for batch in self.batches)
+        if self.base is not None:
+            try:
+                names.update(
+                    entry.name
+                    for row, entry in self.base.alone()
+                    if row not in self._hidden
+                )
+            except LOST:
+                self._lose_base()
+                return self.names()
         names.discard("")
         return names
+
+    # -- over a checkpoint -------------------------------------------------------------
+
+    def _get_both(self, key: Hashable) -> AnyEntry | None:
+        entry: AnyEntry | None = self.entries.get(key, MISSING)
+        if entry is not MISSING:
+            return entry
+        # A reader looks, reads, and looks again; what the base says never changes.
+        latest = self._latest
+        if latest[0] is key:
+            return latest[1]
+        base = self.base
+        assert base is not None
+        try:
+            row = base.find(key)
+            entry = None if row < 0 else base.entry(row)
+            self._latest = key, entry
+            return entry
+        except LOST:
+            self._lose_base()
+            return self.get(key)
+
+    def _row(self, key: Hashable) -> int:
+        """The row of the base that still speaks for *key*; -1 when none does."""
+        if self.base is None:
+            return -1
+        row = self.base.find(key)
+        return -1 if row in self._hidden else row
+
+    def _ordered_both(self) -> dict[Hashable, AnyEntry]:
+        base, hidden, entries = self.base, self._hidden, self.entries
+        assert base is not None
+        try:
+            found: dict[Hashable, AnyEntry] = {}
+            for row, key in enumerate(base.keys()):
+                if row not in hidden:
+                    found[key] = entries.get(key) or base.entry(row)
+        except LOST:
+            self._lose_base()
+            return self.ordered()
+        for key, entry in entries.items():
+            if entry is not None and key not in found:
+                found[key] = entry
+        return found if self._in_order else _by_birth(found)
+
+    def _lose_base(self) -> None:
+        """Go on without a checkpoint that is damaged: read the log instead."""
+        assert self._rebuild is not None
+        fresh = self._rebuild()
+        birth = max(self.birth, fresh.birth)
+        self.__dict__.update(fresh.__dict__)
+        self.birth = birth
+        if self.base is None:
+            self.get = self.entries.get
+
+    # -- steps -------------------------------------------------------------------------
+
+    def _are_new(self, named: Sequence[Hashable]) -> bool:
+        if not self.entries.keys().isdisjoint(named):
+            return False
+        return self.base is None or all(self.get(key) is None for key in named)
+
+    def _put(
+        self, key: Hashable, entry: AnyEntry, birth: int, old: AnyEntry | None
+    ) -> None:
+        """Make *entry* the live one, noting whether the order of births holds."""
+        kept = old is not None and old.birth == birth
+        if self.base is not None:
+            if old is None:
+                self._count += 1
+            row = self._row(key)
+            if row >= 0 and not kept:
+                self._hidden.add(row)
+            if not kept:
+                self.entries.pop(key, None)  # a key that is born anew stands last
+        if birth >= self.last_birth:
+            self.last_birth = birth
+            self.birth = max(self.birth, birth)
+        elif not kept:
+            self._in_order = False
+        self.entries[key] = entry
+
+    def _remove(self, key: Hashable, old: AnyEntry | None) -> None:
+        row = self._row(key)
+        if row >= 0:
+            self._hidden.add(row)
+            self.entries[key] = None
+        elif self.base is not None and old is not None:
+            self.entries[key] = None
+        else:
+            self.entries.pop(key, None)
+        if self.base is not None and old is not None:
+            self._count -= 1
 
     def _outdate(self, key: Hashable, old: AnyEntry) -> None:
         """An entry is replaced or deleted."""
@@ -144,14 +326,12 @@ class Index:
         else:
             self.file_nbytes -= old.size
 
-    def _take_birth(self, birth: int, old: AnyEntry | None) -> None:
-        """Note a birth, and whether it keeps the entries in order."""
-        if birth >= self.last_birth:
-            self.last_birth = birth
-            self.birth = max(self.birth, birth)
-        elif old is None or old.birth != birth:
-            self._in_order = False
-
     def _replace(self, entries: dict[Hashable, AnyEntry]) -> None:
         self.entries = entries
-        self.get: Callable[[Hashable], AnyEntry | None] = entries.get
+        self.get = entries.get
+
+
+def _by_birth(entries: dict[Hashable, AnyEntry]) -> dict[Hashable, AnyEntry]:
+    return dict(
+        sorted(entries.items(), key=lambda item: (item[1].birth, item[1].generation))
+    )

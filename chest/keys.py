@@ -43,6 +43,7 @@ __all__ = [
     "decode",
     "encode",
     "key_to_filename",
+    "line",
     "text",
 ]
 
@@ -169,6 +170,16 @@ def text(key: Hashable) -> str:
     return _encode_json(encode(key)).decode()
 
 
+def line(key: Hashable) -> bytes:
+    """`text` as bytes."""
+    if type(key) is str:
+        try:
+            return _encode_json(key)
+        except UnicodeEncodeError:
+            pass  # lone surrogates: `encode` has a way
+    return _encode_json(encode(key))
+
+
 def canonical(key: Hashable) -> bytes:
     """Text that is the same for two keys if, and only if, they are one key in a dict.
 
@@ -179,7 +190,7 @@ def canonical(key: Hashable) -> bytes:
     >>> canonical(1) == canonical(True) == canonical(1.0) != canonical("1")
     True
     """
-    return _encode_json(encode(_normal(key)))
+    return line(key if type(key) is str else _normal(key))
 
 
 def key_to_filename(key: Hashable) -> str:

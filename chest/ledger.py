@@ -77,7 +77,12 @@ class Ledger:
         self._packs = (
             settings.pack and settings.format == "pickle" and settings.sign_key is None
         )
-        self._spill = open_tier(self.path, settings)
+        try:
+            self._spill = open_tier(self.path, settings)
+        except BaseException:
+            if path is None:
+                shutil.rmtree(self.path, ignore_errors=True)  # the first error tells why
+            raise
         self._manifest = self._spill.manifest
         self._slots = self._memory.slots
         self._values = self._memory.values
@@ -163,19 +168,17 @@ class Ledger:
 
     def _ordered(self) -> list[Hashable]:
         """All keys in order of birth. Lock held; O(keys)."""
-        published = self._manifest.index.ordered()
+        index = self._manifest.index
         if not self._fresh:
-            return list(published)
-        if next(iter(self._fresh.values())) > self._manifest.index.last_birth:
-            return [*published, *self._fresh]
-        births = {
-            key: (entry.birth, entry.generation) for key, entry in published.items()
-        }
+            return index.keys()
+        if next(iter(self._fresh.values())) > index.last_birth:
+            return [*index.keys(), *self._fresh]
+        births = {key: (entry.birth, entry.generation) for key, entry in index.items()}
         # A tie is between two processes; what is published goes first.
         births.update((key, (birth, 1 << 63)) for key, birth in self._fresh.items())
         return sorted(births, key=births.__getitem__)
 
-    def _last(self) -> Hashable:
+    def _last(self) -> Any:
         """The key that came last. Lock held; O(1) unless births came out of order."""
         fresh = next(reversed(self._fresh), None)
         if fresh is not None and self._fresh[fresh] > self._manifest.index.last_birth:
@@ -184,7 +187,7 @@ class Ledger:
             msg = "popitem(): the chest is empty"
             raise KeyError(msg)
         if not self._fresh:
-            return next(reversed(self._manifest.index.ordered()))
+            return self._manifest.index.last()
         return self._ordered()[-1]
 
     def _check_open(self) -> None:

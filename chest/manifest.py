@@ -29,30 +29,32 @@ M5  What was live before a compaction is live after it, with generation and birt
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import re
 import secrets
 from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
-from typing import Any
 
 import msgspec
 
 from chest import errors, folder, keys, system
+from chest.base import INDEX, About, open_base, rows
 from chest.index import Index
+from chest.log import IS_MOVED, MOVED, NAME, START, LogFile, Unmapped
 from chest.packs import Batch, Packs
 from chest.records import MAGIC, Entry, Header, Lines, Signer
 
-__all__ = ["NAME", "Manifest", "dead_bits", "dead_places"]
+__all__ = ["Manifest", "dead_bits", "dead_places"]
 
-NAME = ".keys"
-MOVED = b"--------"  # the word of a file that is no longer the manifest
-START = b"00000000"  # the word of a file that nothing was appended to
-_MOVED = int.from_bytes(MOVED, "little")
+CHECKPOINT_FROM = 16384  # entries; below, reading the log takes 10 ms at most
+CHECKPOINT_SHARE = 8  # a checkpoint is written when 1/8 of the entries are newer
 SECTOR = 512  # bytes; a disk writes at least so many, or none
+log = logging.getLogger("chest")
+
 COMPACT_FROM = 1024  # records; a shorter log is not worth rewriting
 
 
-class Manifest:
+class Manifest(LogFile):
     """The live entries of one chest's folder, and the only way to change them.
 
     Parameters
@@ -107,13 +109,13 @@ class Manifest:
         self._depth = 0
         self._fd = -1
         self._suspect = False
-        self.word: Any = _Unmapped()
+        self.word = Unmapped()
         self.index = Index()
         self.changed: set[Hashable] = set()
         self.reloaded = False
         self.id = ""
         self.seen = 0
-        self._position = self._generation = 0
+        self._position = self._generation = self._start = self._first = 0
         try:
             with folder.refusals(self.path, "could not be read"):
                 self._open()
@@ -131,13 +133,20 @@ class Manifest:
         """
         seen: int = self.word[1]
         with folder.refusals(self.path, "could not be read"):
-            if seen == _MOVED and self._was_replaced():
+            if seen == IS_MOVED and self._was_replaced():
                 self._reopen()
                 return True
-            grew = self._read_new()
+            try:
+                grew = self._read_new()
+            except errors.CorruptChestError:
+                # A pack that it speaks of went with the log, since the look above.
+                if not self._was_replaced():
+                    raise
+                self._reopen()
+                return True
         # Taken before reading: a record appended since then changes the word again. A
         # file marked as moved may be marked again later, which its word would not show.
-        self.seen = -1 if seen == _MOVED else seen
+        self.seen = -1 if seen == IS_MOVED else seen
         return grew
 
     # -- change ------------------------------------------------------------------------
@@ -168,12 +177,6 @@ class Manifest:
             self._depth -= 1
             if not self._depth:
                 self._home.unlock()
-
-    def check_writable(self) -> None:
-        """Raise ReadOnlyError in a chest that was opened with ``readonly=True``."""
-        if self.readonly:
-            msg = f"{self._home.path} was opened with readonly=True"
-            raise errors.ReadOnlyError(msg, path=self._home.path)
 
     def append(
         self,
@@ -235,16 +238,14 @@ class Manifest:
         its word; a crash at any point leaves one of the two. O(n).
         """
         index = self.index
-        alone = [entry for entry in index.ordered().values() if type(entry) is Entry]
+        alone = [entry for _, entry in index.alone()]
         self._replace(self._generation, [*_batch_records(index), *alone])
-
-    def mark_moved(self) -> None:
-        """Tell everyone who has this file mapped to look at the folder again."""
-        self._set_word(MOVED)
+        if len(self.index) >= CHECKPOINT_FROM and self._lines.unsigned:
+            self.checkpoint()
 
     def close(self) -> None:
         """Release the descriptors. Safe to call twice."""
-        self.word = _Unmapped()
+        self.word = Unmapped()
         if self._fd >= 0:
             system.close(self._fd)
             self._fd = -1
@@ -256,7 +257,7 @@ class Manifest:
         # flock belongs to the open file description, which parent and child share: the
         # child would keep the parent's lock alive, and release it under its feet.
         self._depth = 0
-        self._packs.end()  # the parent goes on appending to it
+        self._packs.after_fork()
         self._home.after_fork()
 
     # -- the file ----------------------------------------------------------------------
@@ -280,11 +281,16 @@ class Manifest:
         self._fd = fd
         try:
             self._load()
-        except BaseException:
+        except BaseException as error:
+            corrupt = isinstance(error, errors.CorruptChestError)
+            replaced = corrupt and self._was_replaced()
             # What was known of the old file stays true until this one can be read.
             self._fd, self.word, self.index, self._generation, self._position = before
             system.close(fd)
-            raise
+            if not replaced:
+                raise
+            self._open()  # packs that it speaks of went with it
+            return
         if before[0] >= 0:
             system.close(before[0])
 
@@ -298,20 +304,22 @@ class Manifest:
         finally:
             self._home.unlock()
 
-    def _load(self) -> None:
-        """Read the file from the start."""
+    def _load(self, *, checkpointed: bool = True) -> None:
+        """Read the file from where the checkpoint ends, or from the start."""
         head = system.read_all(self._fd, 0, 4096)
         if head.startswith(MAGIC):
             line = head[: head.find(b"\n") + 1]
             header = self._lines.read_first(line)
             self.id = header.id
-            self._generation = header.generation
+            self._first = self._generation = header.generation
             self.index = Index(header.birth)
             self.word = system.map_shared_words(
                 self._fd, 16, writable=not self.readonly
             )
             seen = self.word[1]
-            self._position = len(line)
+            self._position = self._start = len(line)
+            if checkpointed:
+                self._load_checkpoint()
             self._read_new()
             self.seen = seen
             self.changed, self.reloaded = set(), False
@@ -320,13 +328,79 @@ class Manifest:
         else:
             raise self._lines.corrupt(0, "it does not begin like a manifest")
 
+    def _load_checkpoint(self) -> None:
+        """Begin with what a checkpoint of this very log has seen, if there is one."""
+        size = os.fstat(self._fd).st_size
+        base = open_base(
+            self._home, self._packs, self._load_key, (self.id, self._first), size
+        )
+        if base is not None:
+            about = base.about
+            self.index = Index(about.birth, base, self._reread)
+            self._generation, self._position = about.generation, about.position
+
+    def _reread(self) -> Index:
+        """The index made from the log alone: the checkpoint is damaged."""
+        log.info("%s is damaged; the log is read instead", self._home.join(INDEX))
+        lost, changed, reloaded = self.index, self.changed, self.reloaded
+        if self._was_replaced():
+            self._reopen()
+        else:
+            self._load(checkpointed=False)
+            self.changed, self.reloaded = changed, reloaded
+        # Who asks is in the middle of a step of the old index, and makes it the new one.
+        fresh, self.index = self.index, lost
+        return fresh
+
+    @property
+    def wants_checkpoint(self) -> bool:
+        """Opening would read so much of the log that a checkpoint pays."""
+        index = self.index
+        return (
+            self._lines.unsigned
+            and index.since >= CHECKPOINT_FROM
+            and index.since * CHECKPOINT_SHARE > len(index)
+        )
+
+    def checkpoint(self) -> None:
+        """Write down what the log has come to, so that opening need not read it.
+
+        Must be called within `exclusive`. Left as it was when the disk refuses. O(n).
+        """
+        index = self.index
+        dead = {batch for batch in index.batches if batch.dead}
+        some = index.live() if dead else {}
+        live: list[tuple[Batch, list[int] | None]] = [
+            (
+                batch,
+                [place for place, _ in some.get(batch, ())] if batch in dead else None,
+            )
+            for batch in index.batches
+            if batch not in dead or batch in some
+        ]
+        about = About(
+            self.id,
+            self._first,
+            self._generation,
+            self._position,
+            index.birth,
+            index.records,
+            index.file_nbytes,
+        )
+        try:
+            self._write_aside(INDEX, list(rows(index.alone(), live, about)))
+        except errors.StoreError as error:
+            log.info("no checkpoint was written: %s", error)
+            return
+        index.since = 0
+
     def _load_legacy(self) -> None:
         """Take over the ``.keys`` of chest 0.2.3: a dumped list of (key, name)."""
         size = os.fstat(self._fd).st_size
         assert self._legacy is not None
         pairs = self._legacy(system.read_all(self._fd, 0, size))
         self.id, self._generation, self.index = secrets.token_hex(8), 0, Index()
-        self.word, self.seen, self._position = _Unmapped(), 0, size
+        self.word, self.seen, self._position = Unmapped(), 0, size
         entries = []
         for key, name in pairs:
             entry = Entry(keys.encode(key), self.index.next_birth(), name)
@@ -391,9 +465,8 @@ class Manifest:
         load = self._load_key
         if not entry.count:
             return [keys.decode(entry.text, load)], entry, None
-        batch = self._packs.batch(entry)
-        texts = msgspec.json.decode(b"[%s]" % b",".join(batch.texts()))
-        return [keys.decode(text, load) for text in texts], entry, batch
+        batch = Batch(entry, self._packs.block(entry))
+        return batch.keys(load), entry, batch
 
     def _check_torn(self, data: bytes, start: int, end: int) -> None:
         """Pass over a last record that a power cut left half-written; else it is damage."""
@@ -413,7 +486,7 @@ class Manifest:
 
     def _prepare_to_write(self) -> None:
         """Read everything and cut off a torn tail (M2); called with the lock held."""
-        if self.word[1] == _MOVED:
+        if self.word[1] == IS_MOVED:
             if self._was_replaced():
                 self._reopen()
             else:
@@ -433,17 +506,6 @@ class Manifest:
             self.compact()
             self._suspect = False
 
-    def _was_replaced(self) -> bool:
-        """Another file carries the manifest's name now, or none does."""
-        now = self._home.stat(NAME)
-        if now is None:
-            raise self._dropped()
-        return not os.path.samestat(now, os.fstat(self._fd))
-
-    def _dropped(self) -> errors.DroppedError:
-        msg = f"{self._home.path} was dropped by another process"
-        return errors.DroppedError(msg, path=self._home.path)
-
     def _reopen(self) -> None:
         self._open()
         self.reloaded = True
@@ -459,63 +521,6 @@ class Manifest:
             raise
         with folder.refusals(self.path, "could not be read"):
             self._open()
-
-    def _write_file(self, header: Header, entries: list[Entry], word: bytes) -> None:
-        """Write a whole manifest aside and rename it into place."""
-        try:
-            fd, temporary = self._home.create_temporary()
-            try:
-                first = header.generation + 1
-                lines = [
-                    self._lines.line(entry, number)
-                    for number, entry in enumerate(entries, first)
-                ]
-                system.write_all(fd, [self._lines.first(header, word), *lines])
-                if self.sync:
-                    system.sync_file(fd)
-                self._home.rename(temporary, NAME)
-            except BaseException:
-                self._home.unlink(temporary, missing_ok=True)
-                raise
-            finally:
-                system.close(fd)
-            if self.sync:
-                self._home.sync()
-        except OSError as error:
-            raise self._refused(error, "could not be written anew") from error
-
-    def _announce(self) -> None:
-        """Let pollers see that the log grew."""
-        self._set_word(b"%08x" % (self._position & 0xFFFFFFFF))
-        self.seen = self.word[1]
-
-    def _set_word(self, word: bytes) -> None:
-        if not isinstance(self.word, _Unmapped):
-            self.word[1] = int.from_bytes(word, "little")
-
-    def _take_back(self, end: int) -> None:
-        """Cut off what a failed write left."""
-        # When this fails as well, the next writer finds a torn tail and cuts it (M2).
-        with contextlib.suppress(OSError):
-            os.ftruncate(self._fd, end)
-
-    def _lock(self) -> None:
-        try:
-            got = self._home.lock(self.timeout)
-        except OSError as error:
-            raise self._refused(error, "could not be locked") from error
-        if not got:
-            msg = (
-                f"{self._home.path} is locked by {self._home.holder()}; waited "
-                f"{self.timeout} s. Pass a longer timeout=, or end that process"
-            )
-            raise errors.LockTimeout(
-                msg,
-                path=self._home.path,
-            )
-
-    def _refused(self, error: OSError, what: str) -> errors.StoreError:
-        return folder.refused(error, self.path, what)
 
 
 def _is_torn(line: bytes, offset: int) -> bool:
@@ -557,10 +562,3 @@ def _batch_records(index: Index) -> list[Entry]:
             record.dead = dead_bits(record.count, dead)
         records.append(record)
     return records
-
-
-class _Unmapped:
-    """Stands for the word of a file that has none: always different, so always read."""
-
-    def __getitem__(self, index: int) -> int:
-        return -1

@@ -6,7 +6,6 @@ not own: anything after that.
 
 from __future__ import annotations
 
-import io
 import os
 import tempfile
 from collections.abc import Callable, Hashable
@@ -15,7 +14,8 @@ from typing import Any
 from chest import errors, keys, system
 from chest.folder import PRIVATE_FILE, PRIVATE_FOLDER, Folder, refusals, refused
 from chest.formats.pickle5 import Pickle5, unpickle
-from chest.manifest import NAME, Manifest
+from chest.log import NAME
+from chest.manifest import Manifest
 from chest.packs import Packs
 from chest.protocols import Format
 from chest.settings import Settings
@@ -45,6 +45,8 @@ def open_tier(path: str, settings: Settings) -> SpillTier:
     StoreError
         The disk refused.
     """
+    # First, because it may refuse: nothing is made yet.
+    key = None if settings.sign_key is None else Key(settings.sign_key)
     home = _open_folder(path, settings)
     try:
         private = settings.trust == "owner"
@@ -57,7 +59,6 @@ def open_tier(path: str, settings: Settings) -> SpillTier:
             if home.stat(NAME) is None:
                 _check_new(store, path)
         loads = settings.trust == "any" or (private and ours)
-        key = None if settings.sign_key is None else Key(settings.sign_key)
         packs = Packs(home, store.check_private)
         manifest = Manifest(
             home,
@@ -139,10 +140,9 @@ def _legacy(data: bytes, path: str, settings: Settings) -> list[tuple[Hashable, 
     """The (key, name) pairs of a ``.keys`` that chest 0.2.3 wrote."""
     try:
         if settings.is_custom:
-            file = (
-                io.StringIO(data.decode()) if settings.mode == "t" else io.BytesIO(data)
-            )
-            pairs: Any = settings.load(file)
+            # Not from *data*: it may be compressed, as `open` knows.
+            with settings.open(os.path.join(path, NAME), "r" + settings.mode) as file:
+                pairs: Any = settings.load(file)
         else:
             pairs = unpickle(data)
         return [(_hashable(key), _relative(name)) for key, name in pairs]

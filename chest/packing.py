@@ -6,18 +6,21 @@ each, the pack's bytes.
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Collection, Hashable, Iterable, Sequence
 
 from chest import errors
-from chest.index import AnyEntry
-from chest.ledger import Ledger
+from chest.index import AnyEntry, same
+from chest.ledger import Ledger, generation
 from chest.memory import Options, Slot
 from chest.packs import BATCH_KEYS, Batch, Packed, Small
 from chest.small import PACKED_NBYTES
 from chest.spill import MOST_DRAFTS, Job, Written
 
 __all__ = ["Packing", "poor_packs"]
+
+log = logging.getLogger("chest")
 
 FEWEST_PACKED = 64  # values written at once; fewer get a file each
 SMALL_NBYTES = 4 * PACKED_NBYTES  # bytes in memory of what may have a small pickle
@@ -51,10 +54,11 @@ class Packing(Ledger):
                 others += taken
                 continue
             try:
-                self._publish_packed(taken, small)
+                again = self._publish_packed(taken, small)
             except errors.ChestError as error:
                 failed += [(slot, error) for slot in taken]
                 continue
+            others += self._pack_out(again, failed, keep=keep)
             if not keep:
                 self._drop_clean(taken)
         return others
@@ -68,40 +72,64 @@ class Packing(Ledger):
             here = [(slot, values[slot.key]) for slot in slots if slot.alive]
         taken: list[Slot] = []
         small: list[Small] = []
-        pickled = self._spill.small
+        dumps = self._spill.dumps
         for slot, value in here:
             data = None
-            if slot.dirty and slot.nbytes <= SMALL_NBYTES and slot.options in ORDINARY:
-                data = pickled(value)
-            if data is None:
+            if (
+                slot.dirty
+                and slot.nbytes <= SMALL_NBYTES
+                and (slot.options is None or slot.options in ORDINARY)
+            ):
+                data = dumps(value)
+            if data is None or len(data) > PACKED_NBYTES:
                 others.append(slot)
             else:
                 taken.append(slot)
                 small.append(Small(slot.key, slot.birth, data))
         return taken, small
 
-    def _publish_packed(self, slots: Sequence[Slot], small: Sequence[Small]) -> None:
-        """Write a batch and publish those whose slot is still the same (C3)."""
+    def _publish_packed(
+        self, slots: Sequence[Slot], small: Sequence[Small]
+    ) -> list[Slot]:
+        """Write a batch and publish those whose slot is still the same (C3).
+
+        Returns those that others gave another birth meanwhile: it stands in the pack, so
+        they are to be written again.
+        """
         batch = self._spill.pack(small)
-        named = [each.key for each in small]
+        again: list[Slot] = []
         with self._publishing():
             find, fresh = self._manifest.index.get, self._fresh
             dead = set()
-            for place, slot in enumerate(slots):
-                if slot.alive and not slot.inherited:
-                    known = None if slot.key in fresh else find(slot.key)
-                    if known is None or known.birth == slot.birth:
-                        continue
-                    slot.birth = known.birth  # deleted and set again by others
-                dead.add(place)
-            replaced = self._spill.publish_packed(batch, named, dead)
+            for place, (slot, each) in enumerate(zip(slots, small, strict=True)):
+                known = None if slot.key in fresh else find(slot.key)
+                if not slot.alive:
+                    dead.add(place)
+                elif slot.inherited and generation(known) != generation(slot.entry):
+                    dead.add(place)  # it gives way to what somebody published since
+                    self._forget_slots([slot.key])
+                elif (known or slot).birth != each.birth:
+                    dead.add(place)
+                    slot.birth = (known or slot).birth
+                    again.append(slot)
+            replaced = self._spill.publish_packed(batch, small, dead)
             find = self._manifest.index.get
             for place, slot in enumerate(slots):
                 if place not in dead:
                     slot.entry, slot.dirty = find(slot.key), False
+                    slot.inherited = False
                     fresh.pop(slot.key, None)
         self._spill.delete(replaced)
         self._written_more()
+        return again
+
+    def _forget_slots(self, replaced: Iterable[Hashable]) -> None:
+        """Values in memory that others took the place of go. Locks held."""
+        for key in replaced:
+            slot = self._slots.get(key)
+            if slot is not None:
+                self._memory.drop(slot)
+            self._fresh.pop(key, None)
 
     def _inlined(self, jobs: Sequence[Job]) -> list[Written | Exception] | None:
         """Small values for the log itself; None when they need files."""
@@ -123,7 +151,7 @@ class Packing(Ledger):
             return
         with self._publishing():
             index = self._manifest.index
-            found = [(key, index.entries[key]) for key in index.inline]
+            found = [(key, entry) for key in index.inline if (entry := index.get(key))]
         if self._packs and len(found) >= FEWEST_PACKED:
             self._move_to_pack(found)
             return
@@ -132,38 +160,53 @@ class Packing(Ledger):
 
     def _move_to_files(self, found: Sequence[tuple[Hashable, AnyEntry]]) -> None:
         """Give small values a file each, as they are; generations stay."""
-        written = [self._spill.unfold(key, entry) for key, entry in found]
-        with self._publishing():
-            find = self._manifest.index.get
-            same = [find(key) is entry for key, entry in found]
-            moved = [
-                each for each, is_same in zip(written, same, strict=True) if is_same
-            ]
-            self._spill.publish(moved, moved=True)
-            self._follow([each.key for each in moved])
-        self._spill.discard(
-            each for each, is_same in zip(written, same, strict=True) if not is_same
-        )
+        written: list[Written] = []
+        try:
+            for key, entry in found:
+                written.append(self._spill.unfold(key, entry))
+            with self._publishing():
+                find = self._manifest.index.get
+                moved = [
+                    each
+                    for each, (key, entry) in zip(written, found, strict=True)
+                    if same(find(key), entry)
+                ]
+                self._spill.publish(moved, moved=True)
+                self._follow([each.key for each in moved])
+        finally:
+            self._spill.discard(written)  # what was not published
 
     def _move_to_pack(self, found: Sequence[tuple[Hashable, AnyEntry]]) -> None:
         """Write small values anew into a pack, as they are; generations stay."""
         for start in range(0, len(found), BATCH_KEYS):
             some = found[start : start + BATCH_KEYS]
-            small = [
-                Small(key, entry.birth, self._spill.raw(key, entry), entry.generation)
-                for key, entry in some
-            ]
+            taken: list[AnyEntry] = []
+            small: list[Small] = []
+            for key, entry in some:
+                try:
+                    data = self._spill.raw(key, entry)
+                    each = Small(key, entry.birth, data, entry.generation)
+                except (FileNotFoundError, errors.CorruptError) as error:
+                    # Moved by others; or damaged: it stays where it is, and reading it
+                    # says so.
+                    log.info("%s is not moved: %s", errors.short(key), error)
+                    continue
+                taken.append(entry)
+                small.append(each)
+            if not small:
+                continue
             batch = self._spill.pack(small, rewritten=True)
-            named = [key for key, _ in some]
             with self._publishing():
                 find = self._manifest.index.get
                 dead = {
                     place
-                    for place, (key, entry) in enumerate(some)
-                    if find(key) != entry
+                    for place, (each, entry) in enumerate(
+                        zip(small, taken, strict=True)
+                    )
+                    if not same(find(each.key), entry)
                 }
-                self._spill.publish_packed(batch, named, dead, moved=True)
-                self._follow(named)
+                self._spill.publish_packed(batch, small, dead, moved=True)
+                self._follow([each.key for each in small])
 
     def _follow(self, moved: Iterable[Hashable]) -> None:
         """Let slots know where their values lie now. Locks held."""

@@ -18,21 +18,26 @@ Invariants
 ----------
 K1  Bytes that a record refers to are never changed.
 K2  Only the process that made a pack appends to it, and holds its lock while it may.
+K3  A pack is removed under the manifest's lock, and only once the log does not name it.
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import secrets
+import threading
 from array import array
 from collections.abc import Callable, Hashable, Sequence
 from itertools import accumulate
+from typing import Any
 
 import msgspec
 import xxhash
 
 from chest import errors, keys, system
-from chest.folder import PACK, Folder
+from chest.folder import PACK, Folder, refused
 from chest.records import Entry
 
 __all__ = ["Batch", "Packed", "Packs", "Small"]
@@ -40,6 +45,7 @@ __all__ = ["Batch", "Packed", "Packs", "Small"]
 PACK_NBYTES = 256 << 20  # a pack that is larger gets no further batch
 BATCH_KEYS = 1 << 16  # keys of one batch at most
 MOST_OPEN = 128  # packs whose descriptor is kept for reading
+NOT_PLAIN = (errno.ELOOP, errno.EINVAL, errno.EISDIR)  # a link, a pipe, a folder
 
 _HALF = 0xFFFFFFFF
 _digest = xxhash.xxh3_64_intdigest
@@ -61,69 +67,103 @@ class Small(msgspec.Struct, gc=False):
 class Batch:
     """What one publication put into a pack.
 
-    Attributes
+    Parameters
     ----------
     record : Entry
         The manifest's.
+    block : bytes, optional
+        The batch's index.
+    fetch : callable, optional
+        Reads it when it is first needed.
+
+    Attributes
+    ----------
     dead : int
         How many of its entries were replaced or deleted since.
     """
 
-    __slots__ = ("_block", "_columns", "_keys_at", "_old", "dead", "name", "record")
+    __slots__ = ("_block", "_columns", "_fetch", "dead", "name", "record")
 
-    def __init__(self, record: Entry, block: bytes) -> None:
+    def __init__(
+        self,
+        record: Entry,
+        block: bytes | None = None,
+        fetch: Callable[[Entry], bytes] | None = None,
+    ) -> None:
         self.record = record
         self.name = record.name
         self.dead = 0
+        self._fetch = fetch
+        self._block = b""
+        self._columns: memoryview | None = None
+        if block is not None:
+            self._take(block)
+
+    def _take(self, block: bytes) -> memoryview:
         self._block = block
-        count = record.count
-        self._columns = memoryview(block)[: 16 * count].cast("I")
-        self._old: memoryview | None = None
-        self._keys_at = 16 * count
-        if record.rewritten:
-            self._old = memoryview(block)[16 * count : 24 * count].cast("Q")
-            self._keys_at = 24 * count
+        self._columns = memoryview(block)[: 16 * self.record.count].cast("I")
+        return self._columns
+
+    def _table(self) -> memoryview:
+        """The columns, read when they are first needed."""
+        if self._columns is not None:
+            return self._columns
+        assert self._fetch is not None
+        return self._take(self._fetch(self.record))
+
+    @property
+    def _keys_at(self) -> int:
+        return (24 if self.record.rewritten else 16) * self.record.count
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all values, and of what aligns the index behind them."""
+        return self.record.at - self.record.start
 
     def birth(self, place: int) -> int:
         """When the key at *place* was first set."""
-        return self.record.birth + self._columns[2 * self.record.count + place]
+        birth: int = self._table()[2 * self.record.count + place]
+        return self.record.birth + birth
 
     def births(self) -> list[int]:
         """All births."""
         base, count = self.record.birth, self.record.count
-        return [base + each for each in self._columns[2 * count : 3 * count].tolist()]
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all values."""
-        count = self.record.count
-        return self._columns[count - 1] if count else 0
+        return [base + each for each in self._table()[2 * count : 3 * count].tolist()]
 
     def generation(self, place: int) -> int:
         """The record that published the value at *place*."""
-        return self.record.generation if self._old is None else self._old[place]
+        if not self.record.rewritten:
+            return self.record.generation
+        self._table()
+        at = 16 * self.record.count + 8 * place
+        return int.from_bytes(self._block[at : at + 8], "little")
 
     def where(self, place: int) -> tuple[int, int, int]:
         """(offset in the pack, size, check) of the value at *place*."""
-        ends = self._columns
+        ends = self._columns if self._columns is not None else self._table()
         first = ends[place - 1] if place else 0
         check = ends[self.record.count + place]
         return self.record.start + first, ends[place] - first, check
 
     def text(self, place: int) -> bytes:
         """The JSON text of the key at *place*."""
-        ends, offset = self._columns, 3 * self.record.count + place
-        first = ends[offset - 1] if place else 0
-        return self._block[self._keys_at + first : self._keys_at + ends[offset]]
+        ends, offset = self._table(), 3 * self.record.count + place
+        first = self._keys_at + (ends[offset - 1] if place else 0)
+        return self._block[first : self._keys_at + ends[offset]]
 
     def texts(self) -> list[bytes]:
         """The JSON texts of all keys."""
-        block, at, count = self._block, self._keys_at, self.record.count
-        ends = self._columns[3 * count :].tolist()
+        ends = self._table()[3 * self.record.count :].tolist()
+        block, at = self._block, self._keys_at
         return [
             block[at + first : at + last]
             for first, last in zip([0, *ends], ends, strict=False)
         ]
+
+    def keys(self, load: keys.Loader | None) -> list[Any]:
+        """All keys."""
+        texts = msgspec.json.decode(b"[%s]" % b",".join(self.texts()))
+        return [keys.decode(text, load) for text in texts]
 
 
 class Packed(msgspec.Struct, gc=False):
@@ -179,6 +219,9 @@ class Packs:
         self._home = home
         self._check = check
         self._open: dict[str, int] = {}
+        # One thread at a time appends to the pack, or ends it: a batch lies where its
+        # record says, and no descriptor is closed while bytes go to it.
+        self._lock = threading.Lock()
         self._writing = -1  # descriptor of the pack that takes the next batch
         self._name = ""
         self._end = 0
@@ -195,35 +238,46 @@ class Packs:
         """
         base = min(each.birth for each in small)
         datas = [each.data for each in small]
-        texts = [keys.text(each.key).encode() for each in small]
+        texts = [keys.line(each.key) for each in small]
         block = _block(small, datas, texts, base, rewritten=rewritten)
-        if self._writing < 0 or self._end >= PACK_NBYTES:
-            self._begin()
-        start = self._end
-        values = b"".join(datas)
-        pad = -(start + len(values)) % 8
-        try:
-            written = system.write_all(self._writing, [values, bytes(pad), block])
-            if sync:
-                system.sync_file(self._writing)
-        except OSError:
-            self.end()
-            raise
-        self._end += written
+        name, start, at = self._append(b"".join(datas), block, sync=sync)
         record = Entry(
             birth=base,
-            name=self._name,
+            name=name,
             size=len(block),
             digest=f"{_digest(block):016x}",
             count=len(small),
             start=start,
-            at=start + len(values) + pad,
+            at=at,
             rewritten=rewritten,
         )
         return Batch(record, block)
 
-    def batch(self, record: Entry) -> Batch:
-        """The batch of a record of the manifest.
+    def _append(
+        self, values: bytes, block: bytes, *, sync: bool
+    ) -> tuple[str, int, int]:
+        """Write to the present pack; its name, and where both parts lie."""
+        with self._lock:
+            begun = self._writing < 0 or self._end >= PACK_NBYTES
+            if begun:
+                self._begin()
+            start = self._end
+            at = start + len(values) + -(start + len(values)) % 8
+            try:
+                pad = bytes(at - start - len(values))
+                written = system.write_all(self._writing, [values, pad, block])
+                if sync:
+                    system.sync_file(self._writing)
+                    if begun:
+                        self._home.sync()  # the pack's name, before a record has it
+            except BaseException:  # also Ctrl-C: who knows where the file ends now
+                self._stop()
+                raise
+            self._end += written
+            return self._name, start, at
+
+    def block(self, record: Entry) -> bytes:
+        """The index of a batch, checked.
 
         Raises
         ------
@@ -231,18 +285,25 @@ class Packs:
             The pack is missing, or the batch's index is damaged.
         """
         path = self._home.join(record.name)
-        try:
-            block = system.read_all(self._reader(record.name), record.at, record.size)
-        except FileNotFoundError as error:
-            message = f"{path}, which holds {record.count} values, is missing"
-            raise errors.CorruptChestError(message, path=path) from error
         expected = (24 if record.rewritten else 16) * record.count
-        if len(block) < expected or f"{_digest(block):016x}" != record.digest:
+
+        def is_good(block: bytes) -> bool:
+            return len(block) >= expected and f"{_digest(block):016x}" == record.digest
+
+        try:
+            block = self._read(record.name, record.at, record.size, is_good)
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, *NOT_PLAIN):
+                raise
+            state = "missing" if error.errno == errno.ENOENT else "not a plain file"
+            message = f"{path}, which holds {record.count} values, is {state}"
+            raise errors.CorruptChestError(message, path=path) from error
+        if block is None:
             message = (
                 f"{path} is damaged at byte {record.at}: a batch's checksum is wrong"
             )
             raise errors.CorruptChestError(message, path=path)
-        return Batch(record, block)
+        return block
 
     def read(self, entry: Packed, key: object) -> bytes:
         """The pickle of one value, checked.
@@ -257,11 +318,25 @@ class Packs:
         offset, size, check = entry.batch.where(entry.place)
         name = entry.batch.name
         fd = self._open.get(name)
-        if fd is None:
-            fd = self._reader(name)
-        data = _pread(fd, size, offset) if _pread else system.read_all(fd, offset, size)
-        if _digest(data) & _HALF != check:
-            path = self._home.join(name)
+        if fd is not None and _pread is not None:
+            try:
+                data: bytes | None = _pread(fd, size, offset)
+            except OSError:
+                data = None  # as below: another thread has closed it
+            if data is not None and _digest(data) & _HALF == check:
+                return data
+        path = self._home.join(name)
+        try:
+            data = self._read(
+                name, offset, size, lambda data: _digest(data) & _HALF == check
+            )
+        except OSError as error:
+            if error.errno == errno.ENOENT or isinstance(error, errors.ChestError):
+                raise
+            if error.errno not in NOT_PLAIN:
+                raise refused(error, path, "could not be read", key) from error
+            data = None
+        if data is None:
             message = (
                 f"{path}, which holds the value of {errors.short(key)}, is damaged at "
                 f"byte {offset}. Delete the key, or restore the file"
@@ -270,13 +345,17 @@ class Packs:
         return data
 
     def is_there(self, name: str) -> bool:
-        """The pack that this process writes to was not removed meanwhile."""
-        return name == self._name and os.fstat(self._writing).st_nlink > 0
+        """The pack was not removed meanwhile; called under the manifest's lock."""
+        return self._home.stat(name) is not None
 
     def delete(self, name: str) -> None:
-        """Remove a pack that no record holds, unless another process still writes it."""
-        if name == self._name:
-            self.end()
+        """Remove a pack that no record holds, unless another process still writes it.
+
+        Called under the manifest's lock (K3).
+        """
+        with self._lock:
+            if name == self._name:
+                self._stop()
         self.forget(name)
         try:
             fd = self._home.open(name, os.O_RDWR)
@@ -293,14 +372,19 @@ class Packs:
         fd = self._open.pop(name, -1)
         if fd >= 0:
             # A reader in another thread may be about to use the descriptor; what it
-            # reads fails its check, and it looks at the manifest again.
-            os.close(fd)
+            # reads fails its check, and it opens one of its own.
+            system.close(fd)
 
     def end(self) -> None:
         """Append no more to the present pack."""
-        if self._writing >= 0:
-            os.close(self._writing)
-        self._writing, self._name, self._end = -1, "", 0
+        with self._lock:
+            self._stop()
+
+    def after_fork(self) -> None:
+        """Leave the present pack to the parent, in the child."""
+        # A thread that the child does not have may have held the lock.
+        self._lock = threading.Lock()
+        self._stop()
 
     def close(self) -> None:
         """Release all descriptors. Safe to call twice."""
@@ -310,25 +394,57 @@ class Packs:
 
     def _begin(self) -> None:
         """Begin a new pack, locked as long as this process may append to it."""
-        self.end()
+        self._stop()
         self._writing, self._name = self._home.create(
             lambda: f"{PACK}{secrets.token_hex(8)}"
         )
 
-    def _reader(self, name: str) -> int:
-        """A descriptor to read a pack with."""
+    def _stop(self) -> None:
+        """Close the present pack."""
+        writing, self._writing, self._name, self._end = self._writing, -1, "", 0
+        if writing >= 0:
+            system.close(writing)
+
+    def _read(
+        self, name: str, offset: int, size: int, is_good: Callable[[bytes], bool]
+    ) -> bytes | None:
+        """Bytes of a pack that are good; None when they are not."""
         fd = self._open.get(name)
-        if fd is None:
-            if len(self._open) >= MOST_OPEN:
-                self.forget(next(iter(self._open)))
-            fd = self._home.open(name)
-            try:
-                self._check(self._home.join(name), os.fstat(fd))
-            except BaseException:
-                os.close(fd)
-                raise
-            self._open[name] = fd
+        if fd is not None:
+            # Another thread may close it meanwhile, and its number may then be that of
+            # another file: only what is good is believed.
+            with contextlib.suppress(OSError):
+                data = system.read_all(fd, offset, size)
+                if is_good(data):
+                    return data
+        fd = self._opened(name)
+        try:
+            data = system.read_all(fd, offset, size)
+            if not is_good(data):
+                return None
+            self._keep(name, fd)
+            fd = -1
+            return data
+        finally:
+            if fd >= 0:
+                system.close(fd)
+
+    def _opened(self, name: str) -> int:
+        """A descriptor to read a pack with, that nobody else has."""
+        fd = self._home.open(name)
+        try:
+            self._check(self._home.join(name), os.fstat(fd))
+        except BaseException:
+            system.close(fd)
+            raise
         return fd
+
+    def _keep(self, name: str, fd: int) -> None:
+        """Have others read with this descriptor as well."""
+        if self._open.setdefault(name, fd) != fd:
+            system.close(fd)  # another thread was quicker
+        for oldest in list(self._open)[: max(0, len(self._open) - MOST_OPEN)]:
+            self.forget(oldest)
 
 
 def _block(

@@ -152,6 +152,11 @@ class Lines:
         self.path = path
         self._sign = sign
 
+    @property
+    def unsigned(self) -> bool:
+        """Records carry checksums; a checkpoint, which has no signature, may be used."""
+        return self._sign is None
+
     def first(self, header: Header, word: bytes) -> bytes:
         """The first line."""
         header.signed = self._sign is not None

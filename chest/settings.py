@@ -103,16 +103,20 @@ class Settings:
         for option, words in WORDS.items():
             check_word(option, getattr(self, option), words)
         if self.trust == "data" and self.is_custom:
-            msg = "trust='data' cannot be had with a dump= or load= of yours"
+            msg = "trust='data' cannot be had with a dump=, load= or open= of yours"
             raise ValueError(msg)
         if self.format == "custom" and not self.is_custom:
-            msg = "format='custom' needs dump= and load="
+            msg = "format='custom' needs dump= and load=, or open="
             raise ValueError(msg)
 
     @property
     def is_custom(self) -> bool:
         """The user brought functions to write and read values with."""
-        return self.dump is not pickle_dump or self.load is not pickle.load
+        return (
+            self.dump is not pickle_dump
+            or self.load is not pickle.load
+            or self.open is not builtins.open
+        )
 
     @property
     def budget(self) -> int:

@@ -6,12 +6,11 @@ small enough, or when they are written; files with one value.
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Collection, Hashable, Sequence
 
 from chest import errors
 from chest.folder import refusals
-from chest.formats.pickle5 import Pickle5
+from chest.formats.pickle5 import Pickle5, undecodable
 from chest.index import AnyEntry
 from chest.manifest import Manifest, dead_bits
 from chest.packs import Batch, Packed, Packs, Small
@@ -47,6 +46,7 @@ class SmallTier:
         self.manifest = manifest
         self._formats = formats
         self._pickle = Pickle5()
+        self.dumps = self._pickle.dumps
         self.written = self.written_bytes = 0
         self.loaded = self.loaded_bytes = 0
 
@@ -71,19 +71,21 @@ class SmallTier:
     def publish_packed(
         self,
         batch: Batch,
-        named: Sequence[Hashable],
+        small: Sequence[Small],
         dead: Collection[int],
         *,
         moved: bool = False,
     ) -> list[str]:
         """Publish a batch but for its *dead* places; called within `exclusive`.
 
-        Returns and raises what `publish` does.
+        *small* is what the batch was made of. Returns and raises what `publish` does.
         """
+        named = [each.key for each in small]
+        if len(dead) == len(named):
+            return []
         if not self.packs.is_there(batch.name):
-            path = self.store.home.join(batch.name)
-            message = f"{path} was removed before its values could be published"
-            raise errors.StoreError(message, path=path, errno=errno.ENOENT)
+            # Another thread ended the pack, and somebody swept it as nobody's.
+            batch = self.pack(small, rewritten=moved)
         if dead:
             batch.record.dead = dead_bits(batch.record.count, dead)
         find = self.manifest.index.get
@@ -106,8 +108,15 @@ class SmallTier:
     def read_small(self, key: Hashable, entry: AnyEntry) -> object:
         """Read a value from its pack, or from the log; no lock. Raises as `read`."""
         data = self.raw(key, entry)
-        self._format(entry, key)
-        value = self._pickle.loads(data, self.store.home.join(entry.name), key)
+        if "pickle" not in self._formats:
+            self._format(entry, key)  # which says why it is not read
+        try:
+            value = self._pickle.loads(data)
+        except MemoryError:
+            raise
+        except Exception as error:  # a pickle may raise anything
+            path = self.store.home.join(entry.name)
+            raise undecodable(path, key, error) from error
         self.loaded += 1
         self.loaded_bytes += len(data)
         return value

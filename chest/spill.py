@@ -272,10 +272,22 @@ class SpillTier(SmallTier):
         return [each.name for each in entries if each and not is_shared(each)]
 
     def remove_all(self) -> list[str]:
-        """Append the record that ends all keys; called within `exclusive`."""
-        names = self.manifest.index.names()
+        """Append the record that ends all keys; called within `exclusive`.
+
+        Returns names to `delete`. Packs are removed here: whoever has one may publish
+        another batch in it as soon as the lock is free.
+        """
+        index = self.manifest.index
+        names, packs = index.names(), {batch.name for batch in index.batches}
         self.manifest.append([(None, Entry(gone="all"))])
-        return [*names]
+        if packs:
+            try:
+                self.manifest.compact()  # the log names them no more
+            except errors.StoreError as error:
+                log.info("packs of %s are left: %s", self.store.home.path, error)
+            else:
+                self.delete(packs)
+        return [*(names - packs)]
 
     def delete(self, names: Iterable[str]) -> None:
         """Remove files that no record holds any more; no lock.

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Hashable, Iterable, Iterator, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from chest import facts, reprs, settings, system
 from chest.engine import Engine
-from chest.index import AnyEntry
+from chest.index import AnyEntry, same
+from chest.packing import FEWEST_PACKED
+from chest.packs import BATCH_KEYS, Small
 from chest.small import is_small
+from chest.spill import MOST_DRAFTS, SpillTier, Written
 
 __all__ = ["Upkeep"]
 
@@ -194,20 +197,19 @@ class Upkeep(Engine):
         """
         self.refresh()
         with self.lock:
-            entries = list(self._manifest.index.ordered().items())
+            entries = self._manifest.index.items()
         steps: Iterable[tuple[Hashable, AnyEntry]] = entries
         if progress:
             from tqdm import tqdm
 
-            class Bar(tqdm):  # type: ignore[type-arg]
-                monitor_interval = 0  # no thread that outlives the bar
-
-            steps = Bar(entries, desc="verify", unit="value", leave=False)
+            # No thread that outlives the bar.
+            bar: Any = type("Bar", (tqdm,), {"monitor_interval": 0})
+            steps = bar(entries, desc="verify", unit="value", leave=False)
         problems = []
         for key, entry in steps:
             error = self._spill.verify(key, entry)
             # Replaced meanwhile: what was read is nobody's value any more.
-            if error is not None and self._manifest.index.get(key) is entry:
+            if error is not None and same(self._manifest.index.get(key), entry):
                 path = self._spill.store.home.join(entry.name)
                 problems.append(facts.Problem(key, path, str(error)))
         return problems
@@ -254,12 +256,57 @@ class Upkeep(Engine):
         index = self._manifest.index
         return index.file_nbytes + index.pack_nbytes()
 
+    def _adopt_files(
+        self, theirs: SpillTier, pairs: Sequence[tuple[Hashable, AnyEntry]]
+    ) -> None:
+        """Take over values of another chest, whose entries these are."""
+        with self.lock:
+            births = {key: self._birth_of(key) for key, _ in pairs}
+        small = [pair for pair in pairs if is_small(pair[1])]
+        if self._packs and len(small) >= FEWEST_PACKED:
+            self._adopt_small(theirs, small, births)
+            pairs = [pair for pair in pairs if not is_small(pair[1])]
+        for start in range(0, len(pairs), MOST_DRAFTS):
+            written: list[Written] = []
+            try:
+                for key, entry in pairs[start : start + MOST_DRAFTS]:
+                    written.append(self._spill.adopt(key, theirs, entry, births[key]))
+                with self._publishing():
+                    replaced = self._spill.publish(written)
+                    self._forget_slots(births.keys() & {each.key for each in written})
+            finally:
+                self._spill.discard(written)  # what was not published
+            self._spill.delete(replaced)
+
+    def _adopt_small(
+        self,
+        theirs: SpillTier,
+        pairs: Sequence[tuple[Hashable, AnyEntry]],
+        births: dict[Hashable, int],
+    ) -> None:
+        """Take over small values of another chest into a pack, as they are."""
+        for start in range(0, len(pairs), BATCH_KEYS):
+            some = pairs[start : start + BATCH_KEYS]
+            small = [
+                Small(key, births[key], theirs.raw(key, entry)) for key, entry in some
+            ]
+            batch = self._spill.pack(small)
+            with self._publishing():
+                replaced = self._spill.publish_packed(batch, small, ())
+                self._forget_slots([key for key, _ in some])
+            self._spill.delete(replaced)
+
+    def _birth_of(self, key: Hashable) -> int:
+        """The birth that a key has, or gets now."""
+        known = self._slots.get(key) or self._manifest.index.get(key)
+        return known.birth if known else self._manifest.index.next_birth()
+
     def _trim(self, most: float | None, older_than: float | None) -> int:
         """Delete keys by last use, the oldest first; returns how many."""
         stat = self._spill.store.home.stat
         ages: list[tuple[float, Hashable, int]] = []
         with self.lock:
-            entries = dict(self._manifest.index.entries)
+            entries = dict(self._manifest.index.items())
         for key, entry in entries.items():
             status = stat(entry.name)
             if status is not None:

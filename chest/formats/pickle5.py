@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
     from chest.protocols import Buffer, Sink
 
-__all__ = ["Pickle5", "unpickle"]
+__all__ = ["Pickle5", "undecodable", "unpickle"]
 
 MAGIC = b"CHESTPK1"
 LARGE = 1 << 16  # bytes; from here on the C pickler hands buffers over uncopied
@@ -120,21 +120,9 @@ class Pickle5:
         data = file.getvalue()
         return None if b"__main__" in data or b"cloudpickle" in data else data
 
-    def loads(self, data: bytes, path: str, key: object) -> object:
-        """The value of a pickle that `dumps` made, and that was checked.
-
-        Raises
-        ------
-        DecodingError
-            It needs a module, or a class, that is not here.
-        """
-        try:
-            return unpickle(data)
-        except MemoryError:
-            raise
-        except Exception as error:  # a pickle may raise anything
-            source = Source(path, memoryview(data), False, False, key)
-            raise _undecodable(source, error) from error
+    def loads(self, data: bytes) -> object:
+        """The value of a pickle that `dumps` made, and that was checked."""
+        return unpickle(data)
 
     def digest(self, value: object) -> str | None:
         """What `dump` would return as digest; None where it cannot be pickled.
@@ -440,10 +428,10 @@ def _decoded(
     except MemoryError:
         raise
     except Exception as error:  # a pickle may raise anything
-        raise _undecodable(source, error) from error
+        raise undecodable(source.path, source.key, error) from error
 
 
-def _undecodable(source: Source, error: Exception) -> DecodingError:
+def undecodable(path: str, key: object, error: Exception) -> DecodingError:
     """Say what is missing here."""
     advice = "Read it where it was written, or set the key again."
     if isinstance(error, ModuleNotFoundError):
@@ -451,10 +439,10 @@ def _undecodable(source: Source, error: Exception) -> DecodingError:
     elif isinstance(error, AttributeError | ImportError):
         advice = "A class or function it needs was renamed or moved; bring it back."
     message = (
-        f"the value of key {short(source.key)} is whole, but cannot be unpickled here: "
-        f"{type(error).__name__}: {error}. {advice} ({source.path})"
+        f"the value of key {short(key)} is whole, but cannot be unpickled here: "
+        f"{type(error).__name__}: {error}. {advice} ({path})"
     )
-    return DecodingError(message, key=source.key, path=source.path)
+    return DecodingError(message, key=key, path=path)
 
 
 def _check_python(source: Source, minor: int | None) -> None:

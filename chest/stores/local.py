@@ -280,9 +280,12 @@ class LocalStore:
             os.utime(self.home.join(name), follow_symlinks=False)
 
     def sealed(self) -> Iterator[str]:
-        """Files that end as our formats do: values, published or not."""
+        """Files that end as our formats do, and packs: values, published or not."""
         for name in self.home.names():
-            if not name.startswith(".") and self._is_sealed(name):
+            if name.startswith("."):
+                if name.startswith(PACK):
+                    yield name
+            elif self._is_sealed(name):
                 yield name
 
     def orphans(self, held: set[str]) -> Iterator[str]:

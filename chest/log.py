@@ -1,0 +1,128 @@
+"""The log's file: its lock, its word for pollers, how it is written and replaced.
+
+Owns: the descriptor of ``.keys``, the exclusive lock, the word. Does not own: what the
+records say (`chest.records`), or what they come to (`chest.manifest`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from chest import errors, folder, system
+from chest.protocols import Buffer
+from chest.records import Entry, Header, Lines
+
+__all__ = ["NAME", "LogFile", "Unmapped"]
+
+NAME = ".keys"
+MOVED = b"--------"  # the word of a file that is no longer the manifest
+START = b"00000000"  # the word of a file that nothing was appended to
+IS_MOVED = int.from_bytes(MOVED, "little")
+
+
+class LogFile:
+    """The file of one chest's manifest."""
+
+    readonly: bool
+    sync: bool
+    timeout: float | None
+    path: str
+    word: Any
+    seen: int
+    _home: folder.Folder
+    _lines: Lines
+    _fd: int
+    _position: int
+
+    def check_writable(self) -> None:
+        """Raise ReadOnlyError in a chest that was opened with ``readonly=True``."""
+        if self.readonly:
+            msg = f"{self._home.path} was opened with readonly=True"
+            raise errors.ReadOnlyError(msg, path=self._home.path)
+
+    def mark_moved(self) -> None:
+        """Tell everyone who has this file mapped to look at the folder again."""
+        self._set_word(MOVED)
+
+    def _was_replaced(self) -> bool:
+        """Another file carries the manifest's name now, or none does."""
+        now = self._home.stat(NAME)
+        if now is None:
+            raise self._dropped()
+        return not os.path.samestat(now, os.fstat(self._fd))
+
+    def _dropped(self) -> errors.DroppedError:
+        msg = f"{self._home.path} was dropped by another process"
+        return errors.DroppedError(msg, path=self._home.path)
+
+    def _write_file(self, header: Header, entries: list[Entry], word: bytes) -> None:
+        """Write a whole manifest aside and rename it into place."""
+        first = header.generation + 1
+        lines = [
+            self._lines.line(entry, number)
+            for number, entry in enumerate(entries, first)
+        ]
+        self._write_aside(NAME, [self._lines.first(header, word), *lines])
+
+    def _write_aside(self, name: str, pieces: Sequence[Buffer]) -> None:
+        """Write a file under a temporary name and rename it into place."""
+        try:
+            fd, temporary = self._home.create_temporary()
+            try:
+                system.write_all(fd, pieces)
+                if self.sync:
+                    system.sync_file(fd)
+                self._home.rename(temporary, name)
+            except BaseException:
+                self._home.unlink(temporary, missing_ok=True)
+                raise
+            finally:
+                system.close(fd)
+            if self.sync:
+                self._home.sync()
+        except OSError as error:
+            path = self._home.join(name)
+            raise folder.refused(error, path, "could not be written anew") from error
+
+    def _announce(self) -> None:
+        """Let pollers see that the log grew."""
+        self._set_word(b"%08x" % (self._position & 0xFFFFFFFF))
+        self.seen = self.word[1]
+
+    def _set_word(self, word: bytes) -> None:
+        if not isinstance(self.word, Unmapped):
+            self.word[1] = int.from_bytes(word, "little")
+
+    def _take_back(self, end: int) -> None:
+        """Cut off what a failed write left."""
+        # When this fails as well, the next writer finds a torn tail and cuts it (M2).
+        with contextlib.suppress(OSError):
+            os.ftruncate(self._fd, end)
+
+    def _lock(self) -> None:
+        try:
+            got = self._home.lock(self.timeout)
+        except OSError as error:
+            raise self._refused(error, "could not be locked") from error
+        if not got:
+            msg = (
+                f"{self._home.path} is locked by {self._home.holder()}; waited "
+                f"{self.timeout} s. Pass a longer timeout=, or end that process"
+            )
+            raise errors.LockTimeout(
+                msg,
+                path=self._home.path,
+            )
+
+    def _refused(self, error: OSError, what: str) -> errors.StoreError:
+        return folder.refused(error, self.path, what)
+
+
+class Unmapped:
+    """Stands for the word of a file that has none: always different, so always read."""
+
+    def __getitem__(self, index: int) -> int:
+        return -1
