@@ -23,7 +23,7 @@ from collections.abc import (
 from sys import getsizeof
 from typing import Any, Self
 
-from chest import keys, settings
+from chest import keys, lifetime, settings
 from chest.index import same
 from chest.keys import PLAIN
 from chest.keys import key_to_filename as key_to_filename  # chest 1.x has it here
@@ -204,8 +204,13 @@ class Chest(Upkeep, MutableMapping[Any, Any]):
         else:
             plain, buffers = measure(value)
         memory = self._memory
-        with self.lock:
-            slot = memory.put(key, value, self._birth(key), plain, buffers)
+        self._acquire()
+        try:
+            known = self._slots.get(key)
+            birth = self._new_birth(key) if known is None else known.birth
+            slot = memory.put(key, value, birth, plain, buffers, None, known)
+        finally:
+            self._unlock()
         if memory.used > memory.budget:
             self._make_room(slot)
 
@@ -254,7 +259,8 @@ class Chest(Upkeep, MutableMapping[Any, Any]):
         weight = weigh(value)
         memory = self._memory
         with self.lock:
-            slot = memory.put(key, value, self._birth(key), *weight, options)
+            known = self._slots.get(key)
+            slot = memory.put(key, value, self._birth(key), *weight, options, known)
         if memory.used > memory.budget:
             self._make_room(slot)
         if self._unusual and self._settings.publish == "each":
@@ -325,16 +331,21 @@ class Chest(Upkeep, MutableMapping[Any, Any]):
             except KeyError:
                 weight = weigh(default)
                 job = self._job(Slot(key, nbytes(default), 0, 0, 0), default)
-                written = self._spill.encode(job)
+                written = self._inlined([job]) or [self._spill.encode(job)]
+            slot = None
             try:
                 with self._publishing():
                     if key in self._slots or self._manifest.index.get(key) is not None:
                         continue
                     slot = self._memory.put(key, default, self._birth(key), *weight)
-                    written.entry.birth = slot.birth
-                    self._publish([(slot, written)])
+                    written[0].entry.birth = slot.birth
+                    self._publish([(slot, written[0])])
+            except BaseException:
+                if slot is not None:
+                    self._forget_slots([key])
+                raise
             finally:
-                self._spill.discard([written])  # unless it was published
+                self._spill.discard(written)  # unless it was published
             if slot.nbytes > self._memory.budget:
                 self._evict([slot])
             self.shrink()
@@ -561,7 +572,13 @@ class Chest(Upkeep, MutableMapping[Any, Any]):
     def __del__(self) -> None:
         """Close what was left open; a value that cannot be written is logged."""
         # Half-made chests have no attributes; at_exit never raises.
-        if not getattr(self, "_closed", True):
+        if getattr(self, "_closed", True):
+            return
+        if self._manifest.is_held_here():
+            # The collector came while this very thread holds the folder's lock through
+            # another handle: waiting for it would be waiting for oneself.
+            lifetime.postpone(self)
+        else:
             self.at_exit()
 
     def __reduce__(self) -> tuple[Any, ...]:

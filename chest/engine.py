@@ -17,7 +17,6 @@ import contextlib
 import logging
 import os
 import shutil
-import threading
 import warnings
 from collections.abc import Hashable, Sequence
 from typing import Any
@@ -159,9 +158,9 @@ class Engine(Packing):
             return failed
         written: list[tuple[Slot, Written]] = []
         jobs = [self._job(slot, value) for slot, value in todo]
-        results = self._inlined(jobs) if keep else None
-        if results is None:
-            results = self._spill.encode_many(jobs)
+        inline = self._inlined(jobs) if keep else None
+        results: Sequence[Written | Exception]
+        results = self._spill.encode_many(jobs) if inline is None else inline
         for (slot, _), result in zip(todo, results, strict=True):
             if isinstance(result, Exception):
                 failed.append((slot, result))
@@ -230,7 +229,7 @@ class Engine(Packing):
             if now == self._spill.stored_digest(slot.key, slot.entry):
                 return False
         except FileNotFoundError:
-            return False  # another process moved it: this copy is stale anyway
+            return True  # others replaced it or moved it: publication knows which
         if now is None:
             return (
                 True  # it cannot be told without writing, or it can be written no more
@@ -240,7 +239,7 @@ class Engine(Packing):
         try:
             stored = self._spill.read(slot.key, slot.entry, "r")
         except FileNotFoundError:
-            return False  # another process replaced it: this copy is stale anyway
+            return True  # as above
         return now != self._spill.digest(stored.value, slot.entry)
 
     # -- from disk to memory -----------------------------------------------------------
@@ -422,7 +421,7 @@ class Engine(Packing):
 
     def after_fork_in_child(self) -> None:
         """Stop sharing locks and descriptors; what is dirty is the parent's to write."""
-        self.lock = threading.RLock()
+        self._make_lock()
         if self._closed:
             return
         self._spill.after_fork()

@@ -13,7 +13,7 @@ import threading
 import weakref
 from typing import Protocol
 
-__all__ = ["Member", "forget", "register"]
+__all__ = ["Member", "forget", "postpone", "register", "work_off"]
 
 FINALIZE_FIRST = 100  # multiprocessing runs finalizers of high priority first
 
@@ -39,6 +39,7 @@ _members: weakref.WeakValueDictionary[int, Member] = weakref.WeakValueDictionary
 # Reentrant: collecting garbage may close a chest in the middle of anything.
 _guard = threading.RLock()
 _held: list[Member] = []
+_postponed: list[Member] = []
 _installed = False
 
 
@@ -57,6 +58,21 @@ def register(member: Member) -> None:
                     after_in_child=_after_in_child,
                 )
             _watch_child()
+
+
+def postpone(member: Member) -> None:
+    """Call *member*'s `at_exit` when this process next gives a folder's lock back."""
+    _postponed.append(member)
+
+
+def work_off() -> None:
+    """Call those that were postponed."""
+    while _postponed:
+        try:
+            member = _postponed.pop()
+        except IndexError:
+            return  # another thread was quicker
+        member.at_exit()
 
 
 def forget(member: Member) -> None:

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
 from collections.abc import Sequence
 from typing import Any
 
-from chest import errors, folder, system
+from chest import errors, folder, lifetime, system
 from chest.protocols import Buffer
 from chest.records import Entry, Header, Lines
 
@@ -21,6 +22,18 @@ NAME = ".keys"
 MOVED = b"--------"  # the word of a file that is no longer the manifest
 START = b"00000000"  # the word of a file that nothing was appended to
 IS_MOVED = int.from_bytes(MOVED, "little")
+
+
+_local = threading.local()
+
+
+def _held_folders() -> set[tuple[int, int]]:
+    """The folders whose lock this thread holds."""
+    try:
+        return _local.folders  # type: ignore[no-any-return]
+    except AttributeError:
+        _local.folders = set()
+        return _local.folders  # type: ignore[no-any-return]
 
 
 class LogFile:
@@ -36,6 +49,7 @@ class LogFile:
     _lines: Lines
     _fd: int
     _position: int
+    _identity: tuple[int, int]  # of the folder
 
     def check_writable(self) -> None:
         """Raise ReadOnlyError in a chest that was opened with ``readonly=True``."""
@@ -102,6 +116,16 @@ class LogFile:
         with contextlib.suppress(OSError):
             os.ftruncate(self._fd, end)
 
+    def is_held_here(self) -> bool:
+        """Whether this thread holds the folder's lock, by this or another handle."""
+        return self._identity in _held_folders()
+
+    def _unlock(self) -> None:
+        """Give the lock back, and work off what waited for it."""
+        _held_folders().discard(self._identity)
+        self._home.unlock()
+        lifetime.work_off()
+
     def _lock(self) -> None:
         try:
             got = self._home.lock(self.timeout)
@@ -116,6 +140,7 @@ class LogFile:
                 msg,
                 path=self._home.path,
             )
+        _held_folders().add(self._identity)
 
     def _refused(self, error: OSError, what: str) -> errors.StoreError:
         return folder.refused(error, self.path, what)

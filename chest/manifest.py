@@ -118,6 +118,8 @@ class Manifest(LogFile):
         self._position = self._generation = self._start = self._first = 0
         try:
             with folder.refusals(self.path, "could not be read"):
+                status = home.status()
+                self._identity = status.st_dev, status.st_ino
                 self._open()
         except BaseException:
             self.close()
@@ -176,7 +178,7 @@ class Manifest(LogFile):
         finally:
             self._depth -= 1
             if not self._depth:
-                self._home.unlock()
+                self._unlock()
 
     def append(
         self,
@@ -302,7 +304,7 @@ class Manifest(LogFile):
             if self._home.stat(NAME) is None:
                 self._write_file(Header(secrets.token_hex(8)), [], START)
         finally:
-            self._home.unlock()
+            self._unlock()
 
     def _load(self, *, checkpointed: bool = True) -> None:
         """Read the file from where the checkpoint ends, or from the start."""
@@ -312,7 +314,8 @@ class Manifest(LogFile):
             header = self._lines.read_first(line)
             self.id = header.id
             self._first = self._generation = header.generation
-            self.index = Index(header.birth)
+            # Births that were given here and not published yet count as well.
+            self.index = Index(max(header.birth, self.index.birth))
             self.word = system.map_shared_words(
                 self._fd, 16, writable=not self.readonly
             )
@@ -336,7 +339,8 @@ class Manifest(LogFile):
         )
         if base is not None:
             about = base.about
-            self.index = Index(about.birth, base, self._reread)
+            birth = max(about.birth, self.index.birth)
+            self.index = Index(birth, base, self._reread)
             self._generation, self._position = about.generation, about.position
 
     def _reread(self) -> Index:
@@ -414,7 +418,7 @@ class Manifest(LogFile):
             try:
                 self._replace(0, entries)
             finally:
-                self._home.unlock()
+                self._unlock()
 
     def _read_new(self) -> bool:
         """Apply the whole records after `_position`; True when there were some."""

@@ -91,7 +91,7 @@ class Slot(msgspec.Struct, eq=False, gc=False):
     birth: int
     plain: int
     buffers: dict[int, int] | None = None
-    fixed: bool = False
+    fixed: bool = True
     options: Options | None = None
     dirty: bool = True
     alive: bool = True
@@ -142,21 +142,23 @@ class MemoryTier:
         plain: int,
         buffers: dict[int, int] | None,
         options: Options | None = None,
+        known: Slot | None = None,
     ) -> Slot:
-        """Take *value* in, dirty, in place of what *key* had. O(1)."""
+        """Take *value* in, dirty, in place of the slot *known* that *key* has. O(1)."""
         if self._touched:
             self.settle()
         self._tick = tick = self._tick + 1
         if buffers is None:
-            slot = Slot(key, plain, tick, birth, plain, None, True, options)
+            slot = Slot(key, plain, tick, birth, plain)
         else:
             total = plain + sum(buffers.values())
-            slot = Slot(key, total, tick, birth, plain, buffers, False, options)
+            slot = Slot(key, total, tick, birth, plain, buffers, False)
             self._share(buffers)
-        slots = self.slots
-        if key in slots:  # a newcomer stands at the end (see `_offer_newcomers`)
-            self._release(slots.pop(key))
-        slots[key] = slot
+        if options is not None:
+            slot.options = options
+        if known is not None:  # a newcomer stands at the end (see `_offer_newcomers`)
+            self._release(self.slots.pop(key))
+        self.slots[key] = slot
         self.values[key] = value
         self.used += plain
         return slot

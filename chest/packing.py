@@ -131,11 +131,11 @@ class Packing(Ledger):
                 self._memory.drop(slot)
             self._fresh.pop(key, None)
 
-    def _inlined(self, jobs: Sequence[Job]) -> list[Written | Exception] | None:
+    def _inlined(self, jobs: Sequence[Job]) -> list[Written] | None:
         """Small values for the log itself; None when they need files."""
         if not self._packs:
             return None
-        written: list[Written | Exception] = []
+        written: list[Written] = []
         for job in jobs:
             if job.nbytes > INLINE_NBYTES or job.format != "pickle":
                 return None
@@ -156,20 +156,30 @@ class Packing(Ledger):
             self._move_to_pack(found)
             return
         for start in range(0, len(found), MOST_DRAFTS):
-            self._move_to_files(found[start : start + MOST_DRAFTS])
+            self._move_to_files(found[start : start + MOST_DRAFTS], leave=True)
 
-    def _move_to_files(self, found: Sequence[tuple[Hashable, AnyEntry]]) -> None:
-        """Give small values a file each, as they are; generations stay."""
+    def _move_to_files(
+        self, found: Sequence[tuple[Hashable, AnyEntry]], *, leave: bool = False
+    ) -> None:
+        """Give small values a file each, as they are; generations stay.
+
+        What cannot be read here raises, or is left where it is.
+        """
         written: list[Written] = []
         try:
             for key, entry in found:
-                written.append(self._spill.unfold(key, entry))
+                try:
+                    written.append(self._spill.unfold(key, entry))
+                except errors.ChestError as error:
+                    # Made by a process that has more modules, or trusts pickle.
+                    if not leave or isinstance(error, errors.StoreError):
+                        raise
+                    log.info("%s stays in the log: %s", errors.short(key), error)
+            before = dict(found)
             with self._publishing():
                 find = self._manifest.index.get
                 moved = [
-                    each
-                    for each, (key, entry) in zip(written, found, strict=True)
-                    if same(find(key), entry)
+                    each for each in written if same(find(each.key), before[each.key])
                 ]
                 self._spill.publish(moved, moved=True)
                 self._follow([each.key for each in moved])
@@ -235,7 +245,9 @@ class Packing(Ledger):
             before = self._manifest.index.names() | poor
             self._manifest.compact()
             self._follow([*self._slots])
-            self._spill.delete(before - self._manifest.index.names())
+            held = self._manifest.index.names()
+            self._spill.delete(before - held)
+            self._spill.packs.end_unless(held)  # the sweep takes what nobody appends to
             return self._spill.sweep()
 
     def _written_more(self) -> None:

@@ -29,7 +29,7 @@ import os
 import secrets
 import threading
 from array import array
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Collection, Hashable, Sequence
 from itertools import accumulate
 from typing import Any
 
@@ -366,6 +366,18 @@ class Packs:
                 self._home.unlink(name, missing_ok=True)
         finally:
             system.close(fd)
+
+    def end_unless(self, held: Collection[str]) -> None:
+        """Append no more to the present pack if it is not among *held*."""
+        with self._lock:
+            if self._name not in held:
+                self._stop()
+
+    def keep_only(self, held: Collection[str]) -> None:
+        """Let go of packs that others removed: their bytes are on the disk till then."""
+        for name in list(self._open):
+            if name not in held:
+                self.forget(name)
 
     def forget(self, name: str) -> None:
         """Let go of a pack that no record holds any more."""

@@ -83,7 +83,9 @@ class SmallTier:
         named = [each.key for each in small]
         if len(dead) == len(named):
             return []
-        if not self.packs.is_there(batch.name):
+        with refusals(self.store.home.path, "could not be read"):
+            is_there = self.packs.is_there(batch.name)
+        if not is_there:
             # Another thread ended the pack, and somebody swept it as nobody's.
             batch = self.pack(small, rewritten=moved)
         if dead:
@@ -102,6 +104,14 @@ class SmallTier:
             return self.packs.read(entry, key)
         assert entry.value is not None
         return entry.value
+
+    def verify_index(self, batch: Batch) -> errors.ChestError | None:
+        """Read the index of a batch once more; the error when it is bad."""
+        try:
+            self.packs.block(batch.record)
+        except errors.ChestError as error:
+            return error
+        return None
 
     # -- read --------------------------------------------------------------------------
 

@@ -15,7 +15,7 @@ from chest import facts, reprs, settings, system
 from chest.engine import Engine
 from chest.index import AnyEntry, same
 from chest.packing import FEWEST_PACKED
-from chest.packs import BATCH_KEYS, Small
+from chest.packs import BATCH_KEYS, Batch, Packed, Small
 from chest.small import is_small
 from chest.spill import MOST_DRAFTS, SpillTier, Written
 
@@ -206,10 +206,17 @@ class Upkeep(Engine):
             bar: Any = type("Bar", (tqdm,), {"monitor_interval": 0})
             steps = bar(entries, desc="verify", unit="value", leave=False)
         problems = []
+        batches: set[Batch] = set()
         for key, entry in steps:
             error = self._spill.verify(key, entry)
+            if error is None and type(entry) is Packed and entry.batch not in batches:
+                batches.add(entry.batch)
+                error = self._spill.verify_index(entry.batch)
+            if error is None:
+                continue
+            self.refresh()
             # Replaced meanwhile: what was read is nobody's value any more.
-            if error is not None and same(self._manifest.index.get(key), entry):
+            if same(self._manifest.index.get(key), entry):
                 path = self._spill.store.home.join(entry.name)
                 problems.append(facts.Problem(key, path, str(error)))
         return problems

@@ -26,6 +26,7 @@ OLD = {
     "gone": b"deleted in most scenes" * 40,
 }
 BIG = np.arange(9_000.0)[::-1].copy()
+SMALL = {f"p{i}": [i, "small"] for i in range(100)}
 
 
 def prepare(path: Path) -> Path:
@@ -137,6 +138,59 @@ def opening(path: str) -> Iterator[State]:
     yield {"a": 1}
 
 
+def packing(path: str) -> Iterator[State]:
+    """Many small values in one file, which is rewritten once half of them are dead."""
+    state = {**OLD, **SMALL}
+    with Chest(path) as c:
+        c.update(SMALL)
+        c.flush()
+        yield dict(state)
+        newer = {key: ["newer", key] for key in list(SMALL)[:70]}
+        state.update(newer)
+        c.update(newer)
+        c.flush()  # which compacts
+        yield dict(state)
+        for key in list(SMALL)[80:82]:
+            del c[key]
+            del state[key]
+            yield dict(state)
+        c.compact()
+        yield dict(state)
+
+
+def packing_over(path: str) -> Iterator[State]:
+    """Packed values that are cleared, taken from another chest, and unpacked."""
+    theirs = f"{path}-packed"
+    with Chest(SMALL, theirs) as other:
+        other.flush()
+        with Chest(path) as c:
+            c.update(other)
+            yield {**OLD, **SMALL}
+            c.unpack("p3")
+            yield {**OLD, **SMALL}
+            c.clear()
+            yield {}
+            c.update(SMALL)
+            c.sync()
+            yield SMALL
+
+
+def inlining(path: str) -> Iterator[State]:
+    """Small values that lie in the log, until a flush gives them files or a pack."""
+    state = dict(OLD)
+    with Chest(path) as c:
+        for number, (key, value) in enumerate(SMALL.items()):
+            c[key] = state[key] = value
+            if number in (1, 50, 99):
+                c.sync()
+                yield dict(state)
+            if number == 2:
+                c.flush()
+                yield dict(state)
+        c.flush()
+        yield dict(state)
+
+
 SCENES: dict[str, Scene] = {
     scene.__name__: scene
     for scene in (
@@ -150,6 +204,9 @@ SCENES: dict[str, Scene] = {
         linking,
         dropping,
         opening,
+        packing,
+        packing_over,
+        inlining,
     )
 }
 

@@ -61,6 +61,20 @@ def get(c: Chest) -> None:
     assert scenes.same(c["big"], scenes.OLD["big"])
 
 
+def pack(c: Chest) -> None:
+    c.update(scenes.SMALL)
+    c.flush()
+
+
+def settle(c: Chest) -> None:
+    """Two values lie in the log until the flush."""
+    c["p0"] = scenes.SMALL["p0"]
+    c.sync()
+    c["p1"] = scenes.SMALL["p1"]
+    c.sync()
+    c.flush()
+
+
 OPERATIONS: dict[str, tuple[Operation, dict[Any, Any]]] = {
     # What each leaves, apart from what was there; None: the key is gone.
     "put": (put, {"a": "newer", "new": scenes.BIG}),
@@ -73,6 +87,8 @@ OPERATIONS: dict[str, tuple[Operation, dict[Any, Any]]] = {
     "get": (get, {}),
     "clear": (Chest.clear, dict.fromkeys(scenes.OLD)),
     "compact": (Chest.compact, {}),
+    "pack": (pack, scenes.SMALL),
+    "settle": (settle, {key: scenes.SMALL[key] for key in ("p0", "p1")}),
     "update": (lambda c: c.update(other), {"a": "theirs", "more": scenes.BIG}),
 }
 other: Any = None
@@ -123,6 +139,7 @@ def fault_at(
         except Exception as error:
             failed = True
             check(error, number, path)
+    c._spill.packs.close()  # which stay open on purpose
     assert open_descriptors() == before
     old, new = scenes.OLD, after(name)
     c.available_memory = 1e9

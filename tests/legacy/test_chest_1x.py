@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import pickle
@@ -46,6 +47,16 @@ def pickled(tmp_path: Path) -> Path:
 @pytest.fixture
 def written(tmp_path: Path) -> Path:
     return copy_of("json", tmp_path / "c")
+
+
+def test_an_old_folder_of_compressed_files_opens(chest_dir: Path) -> None:
+    for name, content in [("x", [1, 2]), (".keys", [("x", "x")])]:
+        with gzip.open(chest_dir / name, "wb") as file:
+            pickle.dump(content, file, protocol=1)
+    with Chest(chest_dir, open=gzip.open) as c:
+        c["y"] = 3
+    with Chest(chest_dir, open=gzip.open) as c:
+        assert dict(c) == {"x": [1, 2], "y": 3}
 
 
 @pytest.mark.parametrize("readonly", [False, True])

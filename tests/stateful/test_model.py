@@ -36,6 +36,7 @@ VALUES = st.one_of(
     st.sets(st.text(max_size=2), max_size=4),
 )
 PAIRS = st.dictionaries(KEYS, VALUES, max_size=4)
+MANY = st.tuples(st.integers(0, 60), st.integers(70, 200), st.integers(0, 9))
 BUDGETS = st.sampled_from([0, 1_000, 30_000, 1_000_000, 1_000_000_000])
 
 
@@ -115,6 +116,20 @@ class AgainstDict(RuleBasedStateMachine):
                 value.append(item)
             self.model[key].append(item)
 
+    @rule(which=MANY)
+    def set_many(self, which: tuple[int, int, int]) -> None:
+        """So many small values go into packs."""
+        pairs = _many(*which)
+        self.c.update(pairs)
+        self.model.update({key: value.copy() for key, value in pairs.items()})
+        self.published = False
+
+    @precondition(lambda self: len(self.model) > 70)
+    @rule(first=st.integers(0, 3), step=st.integers(2, 4))
+    def delete_many(self, first: int, step: int) -> None:
+        for key in list(self.model)[first::step]:
+            del self.c[key], self.model[key]
+
     # -- chest's moves -----------------------------------------------------------------
 
     @rule()
@@ -156,6 +171,37 @@ class AgainstDict(RuleBasedStateMachine):
         with Chest(self.path) as other:
             other.pop(key, None)
         self.model.pop(key, None)
+
+    @precondition(lambda self: self.published)
+    @rule(which=MANY)
+    def another_handle_sets_many(self, which: tuple[int, int, int]) -> None:
+        pairs = _many(*which)
+        with Chest(self.path) as other:
+            other.update(pairs)
+        self.model.update(pairs)
+
+    @rule()
+    def another_handle_compacts(self) -> None:
+        with Chest(self.path) as other:
+            other.compact()
+
+    @precondition(lambda self: self.published)
+    @rule(which=MANY, at=st.integers(1, 40), torn=st.booleans())
+    def crash_in_a_pack(self, which: tuple[int, int, int], at: int, torn: bool) -> None:
+        """A forked child dies in the middle of publishing many: all of them, or none."""
+        pairs = _many(*which)
+
+        def work() -> None:
+            with faults.acting(faults.dying(at, torn=torn), faults.WRITES):
+                with Chest(self.path) as c:
+                    c.update(pairs)
+
+        log = Path(self.top, "error")
+        status = faults.in_child(work, log)
+        assert status in (0, faults.DIED), log.read_text()
+        self.c.refresh()
+        if status == 0 or any(self.c.get(key) != self.model.get(key) for key in pairs):
+            self.model.update(pairs)
 
     @precondition(lambda self: self.published)
     @rule(key=KEYS, value=VALUES, at=st.integers(1, 30), torn=st.booleans())
@@ -209,6 +255,11 @@ class AgainstDict(RuleBasedStateMachine):
                 held = {c.entry(key).name for key in c}
             assert scenes.files_in(self.path) == {".keys", *held}
             shutil.rmtree(self.top)
+
+
+def _many(first: int, count: int, number: int) -> dict[Any, Any]:
+    """Pairs that overlap with others of the kind."""
+    return {(i, "many"): [number, i] for i in range(first, first + count)}
 
 
 def _copied(value: Any) -> Any:

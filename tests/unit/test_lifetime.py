@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
-from chest import lifetime
+from chest import Chest, lifetime
 
 
 class Member:
@@ -67,3 +68,17 @@ def test_collecting_a_member_in_the_middle_of_anything_does_not_hang(
     """A garbage collection may close a chest while its own thread registers another."""
     with lifetime._guard:
         lifetime.forget(member)
+
+
+def test_a_chest_collected_inside_another_handles_lock_is_written_after_it(
+    chest_dir: Path,
+) -> None:
+    """The collector may run anywhere, also where this thread holds the folder's lock."""
+    with Chest(chest_dir) as one:
+        other = Chest(chest_dir)
+        other["x"] = [1]
+        with one._spill.exclusive():
+            other.__del__()
+            assert not other._closed
+        assert other._closed
+        assert one["x"] == [1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import pickle
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 
 from chest import Chest
+from chest.errors import ChestError
 from chest.settings import Settings, absolute
 from chest.system import memory_limit
 
@@ -31,6 +33,7 @@ from chest.system import memory_limit
         {"format": "custom"},
         {"trust": "data", "dump": json.dump},
         {"policy": "random"},
+        {"sign_key": b"short"},
     ],
 )
 def test_options_that_are_not_taken_are_refused(
@@ -39,6 +42,27 @@ def test_options_that_are_not_taken_are_refused(
     with pytest.raises(ValueError, match=r"\w"):
         Chest(path=tmp_path / "c", **options)
     assert not (tmp_path / "c").exists()
+
+
+@pytest.mark.parametrize(
+    "options", [{"policy": "random"}, {"sign_key": b"short"}, {"readonly": True}]
+)
+def test_a_chest_that_was_refused_leaves_no_temporary_folder(
+    options: dict[str, Any], tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", os.fspath(tmp_path))
+    with pytest.raises((ValueError, ChestError)):
+        Chest(**options)
+    assert os.listdir(tmp_path) == []
+
+
+def test_an_open_of_the_users_is_a_format_by_itself(tmp_path: Any) -> None:
+    with Chest(path=tmp_path / "c", open=gzip.open) as c:
+        c["x"] = [1, 2]
+        c.flush()
+        with gzip.open(c.key_to_filename("x")) as file:
+            assert pickle.load(file) == [1, 2]
+        assert c["x"] == [1, 2]
 
 
 def test_the_words_that_are_taken_are_listed() -> None:

@@ -1,0 +1,277 @@
+"""Packs: batches go in whole, come out as they were, and damage is told by name."""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from chest import errors, packs, system
+from chest.folder import Folder
+from chest.packs import Batch, Packed, Packs, Small
+from tests.failures import faults
+
+
+def trusting(path: str, status: os.stat_result) -> None:
+    """Every pack may be read."""
+
+
+@pytest.fixture
+def home(chest_dir: Path) -> Iterator[Folder]:
+    home = Folder(str(chest_dir))
+    yield home
+    home.close()
+
+
+@pytest.fixture
+def mine(home: Folder) -> Iterator[Packs]:
+    mine = Packs(home, trusting)
+    yield mine
+    mine.close()
+
+
+def some(count: int, *, name: str = "k", birth: int = 1) -> list[Small]:
+    return [
+        Small(f"{name}{i}", birth + i, f"value of {name}{i}".encode() * (i % 3))
+        for i in range(count)
+    ]
+
+
+def values(mine: Packs, batch: Batch, count: int) -> list[bytes]:
+    return [mine.read(Packed(batch, place), place) for place in range(count)]
+
+
+def reread(mine: Packs, batch: Batch) -> Batch:
+    """As another process makes it from the record."""
+    return Batch(batch.record, mine.block(batch.record))
+
+
+def test_a_batch_is_read_back_from_its_record_alone(home: Folder, mine: Packs) -> None:
+    small = some(20, birth=7)
+    batch = mine.write(small, sync=False)
+    batch.record.generation = 5
+    theirs = Packs(home, trusting)
+    again = reread(theirs, batch)
+    assert values(theirs, again, 20) == [each.data for each in small]
+    assert again.keys(None) == [each.key for each in small]
+    assert again.births() == list(range(7, 27))
+    entry = Packed(again, 19)
+    assert (entry.birth, entry.generation, entry.text) == (26, 5, "k19")
+    assert (entry.size, entry.name) == (len(small[19].data), batch.name)
+    theirs.close()
+
+
+def test_a_rewritten_batch_keeps_the_generation_of_each_value(mine: Packs) -> None:
+    small = [Small(i, 10 - i, b"x", 1 << (4 * i)) for i in range(9)]
+    batch = reread(mine, mine.write(small, sync=False, rewritten=True))
+    assert [Packed(batch, i).generation for i in range(9)] == [
+        each.generation for each in small
+    ]
+    assert [Packed(batch, i).birth for i in range(9)] == [each.birth for each in small]
+    assert batch.keys(None) == list(range(9))
+
+
+def test_batches_of_one_process_lie_in_one_pack(home: Folder, mine: Packs) -> None:
+    batches = [mine.write(some(n, name=str(n)), sync=False) for n in (1, 5, 64)]
+    assert len({batch.name for batch in batches}) == 1
+    assert list(home.names()) == [batches[0].name]
+    for batch, count in zip(batches, (1, 5, 64), strict=True):
+        assert values(mine, reread(mine, batch), count) == [
+            each.data for each in some(count, name=str(count))
+        ]
+
+
+def test_a_pack_that_is_large_gets_no_further_batch(
+    mine: Packs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(packs, "PACK_NBYTES", 100)
+    first, second = mine.write(some(9), sync=False), mine.write(some(9), sync=False)
+    assert first.name != second.name
+    assert values(mine, first, 9) == values(mine, second, 9)
+
+
+@pytest.mark.parametrize("kind", [OSError, KeyboardInterrupt, MemoryError])
+def test_a_write_that_was_broken_off_shifts_no_later_batch(
+    mine: Packs, monkeypatch: pytest.MonkeyPatch, kind: type[BaseException]
+) -> None:
+    before = mine.write(some(9, name="before"), sync=False)
+    real = system.write_all
+
+    def broken(*args: Any, **kwargs: Any) -> int:
+        real(*args, **kwargs)  # all of it arrived, but nobody learns of it
+        raise kind
+
+    with monkeypatch.context() as patch:
+        patch.setattr(system, "write_all", broken)
+        with pytest.raises(kind):
+            mine.write(some(9, name="lost"), sync=False)
+    after = mine.write(some(9, name="after"), sync=False)
+    for batch, name in ((before, "before"), (after, "after")):
+        expected = [each.data for each in some(9, name=name)]
+        assert values(mine, reread(mine, batch), 9) == expected
+
+
+def test_threads_that_write_at_once_do_not_mix_their_batches(mine: Packs) -> None:
+    start = threading.Barrier(4)
+    written: list[tuple[Batch, str]] = []
+
+    def work(name: str) -> None:
+        start.wait()
+        for number in range(50):
+            label = f"{name}{number}-"
+            written.append((mine.write(some(30, name=label), sync=False), label))
+
+    threads = [threading.Thread(target=work, args=(name,)) for name in "abcd"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(written) == 200
+    for batch, label in written:
+        again = reread(mine, batch)
+        assert again.keys(None) == [each.key for each in some(30, name=label)]
+        assert values(mine, again, 30) == [each.data for each in some(30, name=label)]
+
+
+def test_a_pack_may_be_ended_while_a_thread_appends_to_it(mine: Packs) -> None:
+    """Its descriptor's number may be another file's by the next write."""
+    stop = threading.Event()
+
+    def end() -> None:
+        while not stop.is_set():
+            mine.end()
+
+    thread = threading.Thread(target=end)
+    thread.start()
+    try:
+        batches = [mine.write(some(9, name=f"{n}-"), sync=False) for n in range(100)]
+    finally:
+        stop.set()
+        thread.join()
+    for number, batch in enumerate(batches):
+        expected = [each.data for each in some(9, name=f"{number}-")]
+        assert values(mine, reread(mine, batch), 9) == expected
+
+
+def test_threads_read_more_packs_than_may_be_open(
+    home: Folder, mine: Packs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A descriptor that one thread lets go of is not missed by another."""
+    monkeypatch.setattr(packs, "MOST_OPEN", 2)
+    batches = []
+    for number in range(6):
+        batches.append(mine.write(some(9, name=f"{number}-"), sync=False))
+        mine.end()
+    failed: list[BaseException] = []
+
+    def read() -> None:
+        try:
+            for turn in range(600):
+                number = turn % 6
+                expected = [each.data for each in some(9, name=f"{number}-")]
+                assert values(mine, batches[number], 9) == expected
+        except BaseException as error:
+            failed.append(error)
+
+    threads = [threading.Thread(target=read) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failed == []
+    assert len(os.listdir("/proc/self/fd")) < 60
+
+
+def test_a_descriptor_that_is_another_files_by_now_is_not_believed(
+    home: Folder, mine: Packs
+) -> None:
+    batch = mine.write(some(9), sync=False)
+    assert values(mine, batch, 9) == [each.data for each in some(9)]
+    shared = mine._open[batch.name]
+    other = os.open(home.path, os.O_RDONLY)
+    os.dup2(other, shared)
+    os.close(other)
+    assert values(mine, batch, 9) == [each.data for each in some(9)]
+    assert mine.block(batch.record) == mine.block(batch.record)
+
+
+def test_what_may_not_be_read_is_asked_of_the_open_file(home: Folder) -> None:
+    asked = []
+
+    def refuse(path: str, status: os.stat_result) -> None:
+        asked.append((path, status.st_ino))
+        raise errors.UntrustedError(path)
+
+    theirs = Packs(home, trusting)
+    batch = theirs.write(some(3), sync=False)
+    mine = Packs(home, refuse)
+    with pytest.raises(errors.UntrustedError):
+        mine.read(Packed(batch, 0), "k0")
+    with pytest.raises(errors.UntrustedError):
+        mine.block(batch.record)
+    path = home.join(batch.name)
+    assert asked == [(path, os.stat(path).st_ino)] * 2
+    theirs.close()
+    mine.close()
+
+
+def test_a_pack_is_not_removed_while_its_writer_may_append(
+    home: Folder, mine: Packs
+) -> None:
+    theirs = Packs(home, trusting)
+    batch = mine.write(some(3), sync=False)
+    theirs.delete(batch.name)
+    assert mine.is_there(batch.name)
+    mine.end()
+    theirs.delete(batch.name)
+    assert not mine.is_there(batch.name)
+    theirs.delete(batch.name)  # and once more, for nothing
+    theirs.close()
+
+
+def test_ones_own_pack_is_ended_and_removed(home: Folder, mine: Packs) -> None:
+    batch = mine.write(some(3), sync=False)
+    mine.delete(batch.name)
+    assert list(home.names()) == []
+    assert mine.write(some(3), sync=False).name != batch.name
+
+
+def test_a_pack_that_is_gone_is_told_from_a_damaged_one(
+    home: Folder, mine: Packs
+) -> None:
+    batch = mine.write(some(9), sync=False)
+    path = Path(home.join(batch.name))
+    mine.close()
+    path.unlink()
+    with pytest.raises(FileNotFoundError):
+        mine.read(Packed(batch, 1), "k1")
+    with pytest.raises(errors.CorruptChestError, match="missing"):
+        mine.block(batch.record)
+    for plant in (
+        lambda: path.symlink_to("/etc/passwd"),
+        lambda: os.mkfifo(path),
+        path.mkdir,
+    ):
+        plant()
+        with pytest.raises(errors.CorruptValueError, match="'k1'"):
+            mine.read(Packed(batch, 1), "k1")
+        with pytest.raises(errors.CorruptChestError, match="not a plain file"):
+            mine.block(batch.record)
+        path.rmdir() if path.is_dir() and not path.is_symlink() else path.unlink()
+
+
+@pytest.mark.parametrize("code", ["EMFILE", "EACCES", "EIO"])
+def test_a_refusal_of_the_system_is_no_damage(mine: Packs, code: str) -> None:
+    batch = mine.write(some(9), sync=False)
+    number = getattr(errno, code)
+    act = faults.failing(number, 1, forever=True)
+    with faults.acting(act, faults.WRITES | faults.READS):
+        with pytest.raises(errors.StoreError, match="'k1'") as caught:
+            mine.read(Packed(batch, 1), "k1")
+    assert caught.value.errno == number
+    assert mine.read(Packed(batch, 1), "k1") == some(9)[1].data
