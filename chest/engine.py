@@ -196,8 +196,7 @@ class Engine(Packing):
                         self._memory.drop(slot)
                         self._fresh.pop(slot.key, None)
                     continue
-                if known is not None:
-                    result.entry.birth = known.birth
+                result.entry.birth = (known or slot).birth
                 current.append((slot, result))
             replaced = self._spill.publish([result for _, result in current])
             for slot, result in current:
@@ -260,7 +259,7 @@ class Engine(Packing):
             # Replaced or moved between the look and the read: `_read` looks again.
             try:
                 value = self._spill.read_small(key, entry)
-            except (FileNotFoundError, errors.CorruptValueError):
+            except (FileNotFoundError, errors.CorruptError):
                 pass
             else:
                 return self._admit(key, value, entry, weigh(value), 0.0)
@@ -280,11 +279,11 @@ class Engine(Packing):
                 raise KeyError(key)
             try:
                 loaded = self._spill.read(key, entry, mapped or self._mapped(entry))
-            except (FileNotFoundError, errors.CorruptValueError) as error:
+            except (FileNotFoundError, errors.CorruptError) as error:
                 # Replaced between the look and the open: look again. The very same
                 # entry twice means that the file itself is at fault.
                 if same(before, entry):
-                    if isinstance(error, errors.CorruptValueError):
+                    if isinstance(error, errors.CorruptError):
                         raise
                     path = self._spill.store.home.join(entry.name)
                     raise missing(path, key, error) from error

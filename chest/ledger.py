@@ -18,7 +18,7 @@ import contextlib
 import os
 import shutil
 import threading
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from typing import Any, NoReturn
 
 from chest import errors
@@ -136,6 +136,8 @@ class Ledger:
             changed = [key for key in manifest.changed if key in self._slots]
         else:
             return
+        if self._fresh:
+            self._give_way(manifest.changed)
         manifest.changed, manifest.reloaded = set(), False
         for key in changed:
             slot, entry = self._slots[key], manifest.index.get(key)
@@ -149,6 +151,15 @@ class Ledger:
                 self._memory.drop(slot)
             else:
                 slot.entry = entry  # the same value, perhaps in another place
+
+    def _give_way(self, published: Iterable[Hashable]) -> None:
+        """Settle births that two processes gave at once: who published keeps the place."""
+        find = self._manifest.index.get
+        births = [entry.birth for key in published if (entry := find(key))]
+        if births and max(births) >= min(self._fresh.values()):
+            for key in self._fresh:
+                birth = self._fresh[key] = self._manifest.index.next_birth()
+                self._slots[key].birth = birth
 
     def _revive(self, slot: Slot) -> None:
         """A dirty value whose key somebody deleted is set anew, and comes last."""

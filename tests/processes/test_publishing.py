@@ -268,3 +268,21 @@ def test_collecting_a_chest_in_a_cycle_publishes_it(filled: Path) -> None:
     gc.collect()
     with Chest(filled) as c:
         assert c["more"] == 1
+
+
+def test_births_given_at_once_are_settled_by_publication(chest_dir: Path) -> None:
+    with Chest(chest_dir) as a, Chest(chest_dir) as b:
+        for i in range(100):
+            a["a", i] = i
+            b["b", i] = i
+        a.flush()
+        b.flush()
+        order = [("a", i) for i in range(100)] + [("b", i) for i in range(100)]
+        assert list(a) == list(b) == order
+        for i in range(100):
+            a["a", i] = -i
+        a.flush()
+        a.compact()
+        assert list(a) == list(b) == order
+    with Chest(chest_dir) as c:
+        assert list(c) == order
