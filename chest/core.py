@@ -7,6 +7,7 @@ chest 1.x at the foot. Does not own: how values move, or when they are published
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import pickle
 from collections.abc import (
@@ -36,6 +37,7 @@ from chest.upkeep import Upkeep
 __all__ = ["Chest"]
 
 MISSING: Any = object()
+MOST_LOOKS = 5  # times an update follows a chest that others are changing
 
 
 class Chest(Upkeep, MutableMapping[Any, Any]):
@@ -606,11 +608,20 @@ class Chest(Upkeep, MutableMapping[Any, Any]):
         """Take over the files of *other*."""
         other.sync()
         other._settle()
-        with other.lock:
-            entries = list(other._manifest.index.items())
-        if not overwrite:
-            entries = [(key, entry) for key, entry in entries if key not in self]
-        self._adopt_files(other._spill, entries)
+        for look in range(MOST_LOOKS):
+            with other.lock:
+                entries = list(other._manifest.index.items())
+            if not overwrite:
+                entries = [(key, entry) for key, entry in entries if key not in self]
+            try:
+                self._adopt_files(other._spill, entries)
+            except OSError as error:
+                # Another process replaced or moved a value meanwhile: look again.
+                if error.errno != errno.ENOENT or look == MOST_LOOKS - 1:
+                    raise
+                other.refresh()
+            else:
+                return
 
     # -- names of chest 1.x ------------------------------------------------------------
 

@@ -281,7 +281,7 @@ def run(examples: int, steps: int) -> None:
 
 
 def test_a_chest_is_a_dict_whatever_happens() -> None:
-    run(200, 30)
+    run(100, 30)
 
 
 @pytest.mark.slow
