@@ -7,7 +7,6 @@ chest 1.x at the foot. Does not own: how values move, or when they are published
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import pickle
 from collections.abc import (
@@ -37,7 +36,6 @@ from chest.upkeep import Upkeep
 __all__ = ["Chest"]
 
 MISSING: Any = object()
-MOST_LOOKS = 5  # times an update follows a chest that others are changing
 
 
 class Chest(Upkeep, MutableMapping[Any, Any]):
@@ -596,32 +594,6 @@ class Chest(Upkeep, MutableMapping[Any, Any]):
         new._closed = True
         new._start(path, self._settings)
         return new
-
-    def _can_be_linked_to(self, other: Chest) -> bool:
-        """Files of this chest mean the same in *other*."""
-        mine, theirs = self._settings, other._settings
-        if mine.is_custom or theirs.is_custom:
-            return (mine.dump, mine.load) == (theirs.dump, theirs.load)
-        return mine.trust == theirs.trust
-
-    def _adopt(self, other: Chest, *, overwrite: bool) -> None:
-        """Take over the files of *other*."""
-        other.sync()
-        other._settle()
-        for look in range(MOST_LOOKS):
-            with other.lock:
-                entries = list(other._manifest.index.items())
-            if not overwrite:
-                entries = [(key, entry) for key, entry in entries if key not in self]
-            try:
-                self._adopt_files(other._spill, entries)
-            except OSError as error:
-                # Another process replaced or moved a value meanwhile: look again.
-                if error.errno != errno.ENOENT or look == MOST_LOOKS - 1:
-                    raise
-                other.refresh()
-            else:
-                return
 
     # -- names of chest 1.x ------------------------------------------------------------
 

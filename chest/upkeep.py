@@ -6,6 +6,7 @@ disk. Does not own: the mapping, or how values move.
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
@@ -20,6 +21,9 @@ from chest.small import is_small
 from chest.spill import MOST_DRAFTS, SpillTier, Written
 
 __all__ = ["Upkeep"]
+
+
+MOST_LOOKS = 5  # times an update follows a chest that others are changing
 
 
 class Upkeep(Engine):
@@ -262,6 +266,36 @@ class Upkeep(Engine):
         """Bytes of the values on disk, those in packs that are dead included."""
         index = self._manifest.index
         return index.file_nbytes + index.pack_nbytes()
+
+    def _can_be_linked_to(self, other: Upkeep) -> bool:
+        """Files of this chest mean the same in *other*."""
+        mine, theirs = self._settings, other._settings
+        if mine.is_custom or theirs.is_custom:
+            return (mine.dump, mine.load) == (theirs.dump, theirs.load)
+        return mine.trust == theirs.trust
+
+    def _adopt(self, other: Upkeep, *, overwrite: bool) -> None:
+        """Take over the files of *other*."""
+        other.sync()
+        other._settle()
+        for look in range(MOST_LOOKS):
+            with other.lock:
+                entries = list(other._manifest.index.items())
+            if not overwrite:
+                entries = [
+                    (key, entry)
+                    for key, entry in entries
+                    if key not in self._slots and not self._manifest.index.get(key)
+                ]
+            try:
+                self._adopt_files(other._spill, entries)
+            except OSError as error:
+                # Another process replaced or moved a value meanwhile: look again.
+                if error.errno != errno.ENOENT or look == MOST_LOOKS - 1:
+                    raise
+                other.refresh()
+            else:
+                return
 
     def _adopt_files(
         self, theirs: SpillTier, pairs: Sequence[tuple[Hashable, AnyEntry]]
