@@ -276,7 +276,7 @@ class Upkeep(Engine):
 
     def _adopt(self, other: Upkeep, *, overwrite: bool) -> None:
         """Take over the files of *other*."""
-        other.sync()
+        other._sync(keep=True)
         other._settle()
         for look in range(MOST_LOOKS):
             with other.lock:
