@@ -25,7 +25,8 @@ class Stats:
     memory_usage, available_memory : float
         Bytes in memory, and the budget.
     stored_nbytes, available_disk : float
-        Bytes of the values' files, and their budget (infinite where none was given).
+        Bytes of the values on disk, dead ones in packs included, and their budget
+        (infinite where none was given).
     hits, misses : int
         Values asked for and found in memory, or read from disk.
     spills : int
@@ -63,15 +64,17 @@ class KeyFacts:
     ----------
     key : object
     path : str
-        The value's file, or the one it will get.
+        The value's file, the pack that it shares, or the file it will get.
     name : str
         The same, relative to the chest's folder.
     format : str
         Who reads it: ``"pickle"``, ``"data"`` or ``"custom"``.
     nbytes : int
-        Bytes in memory, when it is there or was last written.
+        Bytes in memory, when it is there or was last written; 0: not known, of a value
+        that lies in a pack only.
     stored_nbytes : int
-        Bytes of the file; 0 as long as nothing was published.
+        Bytes on disk, of a small value those of its pickle; 0 as long as nothing was
+        published.
     generation : int
         Grows with each publication; 0 as long as nothing was published.
     birth : int
