@@ -206,9 +206,20 @@ class Chest(Upkeep, MutableMapping[Any, Any]):
         memory = self._memory
         self._acquire()
         try:
-            known = self._slots.get(key)
-            birth = self._new_birth(key) if known is None else known.birth
-            slot = memory.put(key, value, birth, plain, buffers, None, known)
+            if self._closed:  # by another thread, since the look above
+                self._refuse()
+            if key in self._slots:
+                known = self._slots[key]
+                slot = memory.put(key, value, known.birth, plain, buffers, known)
+            else:
+                # `_new_birth`, without the call: this is every new key's way.
+                index = self._manifest.index
+                entry = index.get(key)
+                if entry is None:
+                    index.birth = birth = self._fresh[key] = index.birth + 1
+                else:
+                    birth = entry.birth
+                slot = memory.put(key, value, birth, plain, buffers)
         finally:
             self._unlock()
         if memory.used > memory.budget:
@@ -259,8 +270,9 @@ class Chest(Upkeep, MutableMapping[Any, Any]):
         weight = weigh(value)
         memory = self._memory
         with self.lock:
+            self._check_open()
             known = self._slots.get(key)
-            slot = memory.put(key, value, self._birth(key), *weight, options, known)
+            slot = memory.put(key, value, self._birth(key), *weight, known, options)
         if memory.used > memory.budget:
             self._make_room(slot)
         if self._unusual and self._settings.publish == "each":
@@ -374,7 +386,11 @@ class Chest(Upkeep, MutableMapping[Any, Any]):
         value, entry, _ = self._read(key, mapped="copy")
         yield value
         changed = self._set(key, value, (entry.format, entry.mapped))
-        self._raise_first(self._write_out([changed], keep=True))
+        failed = self._write_out([changed], keep=True)
+        if failed:
+            with self.lock:  # what was published before stands again
+                self._forget_slots([key] if changed.alive else [])
+        self._raise_first(failed)
 
     # -- all keys ----------------------------------------------------------------------
 
@@ -542,9 +558,13 @@ class Chest(Upkeep, MutableMapping[Any, Any]):
         """
         if self._closed:
             return
-        if self._explicitly_given_path and not self._settings.readonly:
+        ours = self._explicitly_given_path and not self._settings.readonly
+        if ours:
             self.flush()
-        self._release()
+        with self.lock:  # what other threads have set since
+            if ours and not self._closed:
+                self.flush()
+            self._release()
 
     def drop(self) -> None:
         """Delete the chest from the disk, for everyone.

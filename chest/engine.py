@@ -146,7 +146,7 @@ class Engine(Packing):
         if self._settings.readonly:
             return failed  # nothing is dirty; what is changed in place is not kept
         with self.lock:
-            here = [(slot, self._values[slot.key]) for slot in slots if slot.alive]
+            here = self._taken(slots)
         todo: list[tuple[Slot, Any]] = []
         for slot, value in here:
             try:
@@ -190,7 +190,7 @@ class Engine(Packing):
                     stale.append(result)  # written to compare it: it was not changed
                     continue
                 lost = old and generation(known) != generation(slot.entry)
-                if not slot.alive or lost:
+                if lost or not (slot.alive or self._may_precede(slot, known)):
                     stale.append(result)
                     if lost:
                         self._memory.drop(slot)
@@ -431,15 +431,18 @@ class Engine(Packing):
         """Publish what is dirty, remove a temporary folder; never raises."""
         if self._closed:
             return
-        try:
-            ours = self._explicitly_given_path or self._pid != os.getpid()
-            if ours and not self._settings.readonly:
-                slots = [slot for slot in self._slots.values() if not slot.inherited]
-                self._raise_first(self._write_out(slots, keep=False))
-                self._settle()
-        except Exception:  # the interpreter ends: a log line is all that is left to do
-            log.exception("%s: some values could not be written at exit", self.path)
-        self._release()
+        with self.lock:  # other threads may be setting values still
+            try:
+                ours = self._explicitly_given_path or self._pid != os.getpid()
+                if ours and not self._settings.readonly:
+                    slots = [
+                        slot for slot in self._slots.values() if not slot.inherited
+                    ]
+                    self._raise_first(self._write_out(slots, keep=False))
+                    self._settle()
+            except Exception:  # the interpreter ends: a log line is all that is left
+                log.exception("%s: some values could not be written at exit", self.path)
+            self._release()
 
 
 def _is_readonly_array(value: object) -> bool:

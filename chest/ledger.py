@@ -169,13 +169,14 @@ class Ledger:
     @contextlib.contextmanager
     def _publishing(self) -> Iterator[None]:
         """Hold both locks, with everything seen."""
-        self._check_open()
-        with self.lock, self._spill.exclusive():
-            self._absorb()
-            try:
-                yield
-            finally:
-                self._word, self._seen = self._manifest.word, self._manifest.seen
+        with self.lock:
+            self._check_open()
+            with self._spill.exclusive():
+                self._absorb()
+                try:
+                    yield
+                finally:
+                    self._word, self._seen = self._manifest.word, self._manifest.seen
 
     # -- order -------------------------------------------------------------------------
 

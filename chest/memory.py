@@ -83,6 +83,8 @@ class Slot(msgspec.Struct, eq=False, gc=False):
         Seconds to make or load it.
     offered : bool
         The policy knows of it.
+    seen : int
+        The generation of the key's entry when the value was taken to be written.
     """
 
     key: Any
@@ -99,6 +101,7 @@ class Slot(msgspec.Struct, eq=False, gc=False):
     inherited: bool = False
     cost: float = 0.0
     offered: bool = False
+    seen: int = 0
 
 
 class MemoryTier:
@@ -141,8 +144,8 @@ class MemoryTier:
         birth: int,
         plain: int,
         buffers: dict[int, int] | None,
-        options: Options | None = None,
         known: Slot | None = None,
+        options: Options | None = None,
     ) -> Slot:
         """Take *value* in, dirty, in place of the slot *known* that *key* has. O(1)."""
         if self._touched:
@@ -154,7 +157,7 @@ class MemoryTier:
             total = plain + sum(buffers.values())
             slot = Slot(key, total, tick, birth, plain, buffers, False)
             self._share(buffers)
-        if options is not None:
+        if options:
             slot.options = options
         if known is not None:  # a newcomer stands at the end (see `_offer_newcomers`)
             self._release(self.slots.pop(key))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Collection, Hashable, Iterable, Sequence
+from typing import Any
 
 from chest import errors
 from chest.index import AnyEntry, same
@@ -41,6 +42,26 @@ class Packing(Ledger):
                 if not slot.dirty and id(slot) not in stay:
                     self._memory.drop(slot)
 
+    def _taken(self, slots: Sequence[Slot]) -> list[tuple[Slot, Any]]:
+        """Those that are in memory still, with their values. Lock held."""
+        find, values = self._manifest.index.get, self._values
+        here = []
+        for slot in slots:
+            if slot.alive:
+                slot.seen = generation(find(slot.key))
+                here.append((slot, values[slot.key]))
+        return here
+
+    def _may_precede(self, slot: Slot, known: AnyEntry | None) -> bool:
+        """Whether a value that was replaced meanwhile may still be published.
+
+        It may when the one that replaced it is to be published yet: a key that is set
+        all the time would never be published otherwise.
+        """
+        newer = self._slots.get(slot.key)
+        pending = slot.dirty and newer is not None and newer.dirty
+        return pending and slot.seen == generation(known)
+
     def _pack_out(
         self, slots: Sequence[Slot], failed: list[tuple[Slot, Exception]], *, keep: bool
     ) -> Sequence[Slot]:
@@ -68,8 +89,7 @@ class Packing(Ledger):
     ) -> tuple[list[Slot], list[Small]]:
         """Those that go into a pack, and their pickles; the rest is put to *others*."""
         with self.lock:
-            values = self._values
-            here = [(slot, values[slot.key]) for slot in slots if slot.alive]
+            here = self._taken(slots)
         taken: list[Slot] = []
         small: list[Small] = []
         dumps = self._spill.dumps
@@ -103,7 +123,7 @@ class Packing(Ledger):
             dead = set()
             for place, (slot, each) in enumerate(zip(slots, small, strict=True)):
                 known = None if slot.key in fresh else find(slot.key)
-                if not slot.alive:
+                if not slot.alive and not self._may_precede(slot, find(slot.key)):
                     dead.add(place)
                 elif slot.inherited and generation(known) != generation(slot.entry):
                     dead.add(place)  # it gives way to what somebody published since

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import threading
 from pathlib import Path
@@ -176,3 +177,65 @@ def test_a_lock_that_is_held_names_its_holder(chest_dir: Path) -> None:
         assert other["x"] == 1
         other.flush()
         assert c["x"] == 1
+
+
+@pytest.mark.parametrize("keys", [1, 50, 500])
+def test_close_keeps_the_newest_value_that_another_thread_set(
+    chest_dir: Path, keys: int
+) -> None:
+    """A set either is there after the close, or raised ClosedError."""
+    c = Chest(chest_dir)
+    done: dict[int, int] = {}
+    begun = threading.Event()
+
+    def work() -> None:
+        for i in itertools.count():
+            try:
+                c[i % keys] = i
+            except errors.ClosedError:
+                return
+            done[i % keys] = i
+            if i > 2 * keys:
+                begun.set()
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    begun.wait()
+    c.close()
+    thread.join()
+    with Chest(chest_dir) as again:
+        assert dict(again) == done
+
+
+@pytest.mark.parametrize("keys", [1, 50, 500])
+def test_flush_publishes_keys_that_are_being_set_all_the_time(
+    chest_dir: Path, keys: int
+) -> None:
+    begun, over = threading.Event(), threading.Event()
+    with Chest(chest_dir) as c, Chest(chest_dir) as other:
+
+        def work() -> None:
+            for i in itertools.count():
+                c[i % keys] = i
+                if i > 2 * keys:
+                    begun.set()
+                if over.is_set():
+                    return
+
+        thread = threading.Thread(target=work)
+        thread.start()
+        begun.wait()
+        c.flush()
+        assert set(other) == set(range(keys))
+        over.set()
+        thread.join()
+
+
+def test_an_edit_that_cannot_be_stored_leaves_the_old_value(chest_dir: Path) -> None:
+    with Chest(chest_dir) as c:
+        c["x"] = [1]
+        with pytest.raises(errors.EncodingError), c.edit("x") as value:
+            value.append(threading.Lock())
+        assert c["x"] == [1]
+        c.flush()
+        assert c["x"] == [1]
