@@ -7,6 +7,7 @@ chest 1.x at the foot. Does not own: how values move, or when they are published
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import pickle
 from collections.abc import (
@@ -612,7 +613,7 @@ class Chest(Upkeep, MutableMapping[Any, Any]):
         """An empty chest with the same options."""
         new = type(self).__new__(type(self))
         new._closed = True
-        new._start(path, self._settings)
+        new._start(path, dataclasses.replace(self._settings, readonly=False))
         return new
 
     # -- names of chest 1.x ------------------------------------------------------------
@@ -646,7 +647,11 @@ class Chest(Upkeep, MutableMapping[Any, Any]):
         """Read a key, or each of a list of keys, into memory; no miss is reported."""
         wanted = keys if isinstance(keys, list | set | frozenset) else [keys]
         self._look()
-        self._fetch([key for key in wanted if key not in self._slots])
+        missed = [key for key in wanted if key not in self._slots]
+        if self._settings.is_custom and self._settings.open_many is not open_many:
+            self._fetch_together(missed)
+        else:
+            self._fetch(missed)
 
     def move_to_disk(self, key: Hashable) -> None:
         """Write the value of *key* and let it go from memory."""

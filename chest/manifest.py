@@ -504,6 +504,8 @@ class Manifest(LogFile):
             self._read_new()
             self.seen = self.word[1]
             if status.st_size > self._position:
+                torn = status.st_size - self._position
+                log.info("%s: a torn record of %d bytes is cut off", self.path, torn)
                 os.ftruncate(self._fd, self._position)
         if self._suspect:
             # A failed fsync leaves pages that claim to be clean: never believe them.

@@ -69,7 +69,7 @@ def open_tier(path: str, settings: Settings) -> SpillTier:
             load_key=_load_key if loads else None,
             sign=None if key is None else key.sign_record,
             # A key list of 0.2.3 carries no signature, so a signed chest has none.
-            legacy=_legacy_reader(path, settings) if loads and key is None else None,
+            legacy=None if key else _legacy_reader(path, settings, loads=loads),
             legacy_format="custom" if settings.is_custom else "pickle",
         )
     except BaseException:
@@ -132,12 +132,23 @@ def _load_key(pickled: bytes) -> object:
     return unpickle(pickled)
 
 
-def _legacy_reader(path: str, settings: Settings) -> Legacy:
-    return lambda data: _legacy(data, path, settings)
+def _legacy_reader(path: str, settings: Settings, *, loads: bool) -> Legacy:
+    return lambda data: _legacy(data, path, settings, loads=loads)
 
 
-def _legacy(data: bytes, path: str, settings: Settings) -> list[tuple[Hashable, str]]:
+def _legacy(
+    data: bytes, path: str, settings: Settings, *, loads: bool
+) -> list[tuple[Hashable, str]]:
     """The (key, name) pairs of a ``.keys`` that chest 0.2.3 wrote."""
+    if not loads:
+        # Whatever it is: nothing of it is read, for it may be a pickle.
+        message = (
+            f"{os.path.join(path, NAME)} is no manifest. It may be the key list of chest "
+            f"0.2.3, which is a pickle, and with trust={settings.trust!r} none is loaded "
+            f"here. If the folder is yours: chmod go-w {path}, or trust='any' at your own "
+            f"risk"
+        )
+        raise errors.UntrustedError(message, path=path)
     try:
         if settings.is_custom:
             # Not from *data*: it may be compressed, as `open` knows.

@@ -271,7 +271,12 @@ class Upkeep(Engine):
         """Files of this chest mean the same in *other*."""
         mine, theirs = self._settings, other._settings
         if mine.is_custom or theirs.is_custom:
-            return (mine.dump, mine.load) == (theirs.dump, theirs.load)
+            return (mine.dump, mine.load, mine.open, mine.mode) == (
+                theirs.dump,
+                theirs.load,
+                theirs.open,
+                theirs.mode,
+            )
         return mine.trust == theirs.trust
 
     def _adopt(self, other: Upkeep, *, overwrite: bool) -> None:

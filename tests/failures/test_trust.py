@@ -381,7 +381,7 @@ def test_a_forged_record_is_refused(signed: Path) -> None:
         [*good, good[1]],
         [good[0], good[2], good[1], *good[3:]],
         [good[0], *good[2:]],
-        [*good[:2], good[2].replace(b"a", b"e"), *good[3:]],
+        [*good[:2], bytes([*good[2][:-4], good[2][-4] ^ 1, *good[2][-3:]]), *good[3:]],
     ):
         manifest.write_bytes(b"".join(bad))
         with pytest.raises(errors.CorruptError):
@@ -437,3 +437,11 @@ def test_a_signed_handle_travels_without_its_key(
         assert SECRET not in data
         with pickle.loads(data) as again:
             assert again["a"] == [1]
+
+
+def test_a_planted_key_list_of_0_2_3_is_named_as_untrusted(tmp_path: Path) -> None:
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c" / ".keys").write_bytes(pickle.dumps([("x", "x")], protocol=1))
+    (tmp_path / "c").chmod(0o777)
+    with pytest.raises(errors.UntrustedError, match=r"0\.2\.3"):
+        Chest(tmp_path / "c", readonly=True)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import gzip
+import json
 import os
 import pickle
 import shutil
@@ -637,3 +640,46 @@ def test_a_value_replaced_while_it_is_written_is_not_published(
         assert dict(c) == expected
         c.compact()
         assert len(os.listdir(chest_dir)) == 1 + len(expected)
+
+
+def test_a_readonly_chest_can_be_copied(chest_dir: Path, tmp_path: Path) -> None:
+    with Chest(chest_dir) as c:
+        c["x"] = [1]
+    with Chest(chest_dir, readonly=True) as c:
+        with c.copy() as copied, c | {"y": 2} as both, c.snapshot(tmp_path / "s") as s:
+            copied["z"] = 3
+            assert dict(both) == {"x": [1], "y": 2}
+            assert dict(s) == {"x": [1]}
+        assert dict(c) == {"x": [1]}
+
+
+def test_prefetch_opens_files_together_by_the_users_function(chest_dir: Path) -> None:
+    opened: list[int] = []
+
+    @contextlib.contextmanager
+    def together(paths: list[str], mode: str) -> Iterator[list[Any]]:
+        opened.append(len(paths))
+        with contextlib.ExitStack() as stack:
+            yield [stack.enter_context(open(path, mode)) for path in paths]
+
+    options = {"dump": json.dump, "load": json.load, "mode": "t"}
+    with Chest(chest_dir, open_many=together, **options) as c:
+        c.update({str(i): [i] for i in range(5)})
+        c.flush()
+        c.prefetch([str(i) for i in range(5)])
+        assert opened == [5]
+        assert dict(c.inmem) == {str(i): [i] for i in range(5)}
+
+
+def test_chests_that_open_files_differently_copy_by_value(
+    chest_dir: Path, tmp_path: Path
+) -> None:
+    options = {"dump": pickle.dump, "load": lambda file: pickle.load(file)}
+    with (
+        Chest(chest_dir, **options) as plain,
+        Chest(tmp_path / "z", open=gzip.open, **options) as zipped,
+    ):
+        plain["x"] = [1]
+        zipped.update(plain)
+        zipped.flush()
+        assert zipped["x"] == [1]
