@@ -18,7 +18,7 @@ import logging
 import os
 import shutil
 import warnings
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from typing import Any
 
 from chest import errors, lifetime, system
@@ -39,6 +39,7 @@ __all__ = ["Engine"]
 log = logging.getLogger("chest")
 
 GIVE_BACK_AFTER = 64 << 20  # bytes that left memory; asking the allocator takes 1-5 ms
+KEPT_NBYTES = 32 << 20  # larger blocks go back at once (glibc's largest mmap threshold)
 MOST_OPEN_FILES = 512  # handed to the user's open_many at once, as by chest 0.2.3
 MOST_LOOKS = 100  # times a reader follows a key that others keep replacing
 
@@ -89,7 +90,7 @@ class Engine(Packing):
         """Write victims where that is needed, and let them go."""
         for slot in victims:
             self._settings.on_overflow(slot.key)
-        leaving = sum(slot.nbytes for slot in victims)
+        leaving = _kept_by_allocator(victims)
         failed = self._write_out(victims, keep=False)
         self._give_back(leaving)
         self._spills += len(victims) - len(failed)
@@ -368,9 +369,9 @@ class Engine(Packing):
         self._check_open()
         with self.lock:
             slots = [*self._slots.values()]
-        used = self._memory.used
+        leaving = 0 if keep else _kept_by_allocator(slots)
         self._raise_first(self._write_out(slots, keep=keep))
-        self._give_back(used - self._memory.used)
+        self._give_back(leaving)
         if self._settings.readonly:
             return
         if not keep:
@@ -460,6 +461,11 @@ class Engine(Packing):
             except Exception:  # the interpreter ends: a log line is all that is left
                 log.exception("%s: some values could not be written at exit", self.path)
             self._release()
+
+
+def _kept_by_allocator(slots: Iterable[Slot]) -> int:
+    """Bytes that stay with the process when these values go, unless it is asked."""
+    return sum(slot.nbytes for slot in slots if slot.nbytes < KEPT_NBYTES)
 
 
 def _is_readonly_array(value: object) -> bool:

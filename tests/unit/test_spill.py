@@ -13,7 +13,7 @@ import pytest
 from chest import errors
 from chest.opening import open_tier
 from chest.settings import Settings
-from chest.spill import BESIDE_FROM, Job, SpillTier
+from chest.spill import Job, SpillTier
 
 
 @pytest.fixture
@@ -94,8 +94,8 @@ def test_a_failed_batch_publishes_nothing(
 def test_large_batches_are_written_by_two_with_results_in_order(
     tier: SpillTier, chest_dir: Path
 ) -> None:
-    jobs: list[Job] = [job(str(n), np.full(9, n), BESIDE_FROM) for n in range(10)]
-    jobs[3] = job("3", (n for n in ()), BESIDE_FROM)
+    jobs: list[Job] = [job(str(n), np.full(9, n), 1 << 20) for n in range(10)]
+    jobs[3] = job("3", (n for n in ()), 1 << 20)
     results = tier.encode_many(jobs)
     assert isinstance(results[3], errors.EncodingError)
     good = [result for result in results if not isinstance(result, Exception)]
