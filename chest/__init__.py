@@ -19,13 +19,20 @@ from chest import errors
 
 if TYPE_CHECKING:
     from chest.core import Chest
+    from chest.queues.durable import DurableQueue
+    from chest.queues.flushing import FlushQueue
     from chest.sizing import nbytes
 
     __version__: str
 
-__all__ = ["Chest", "errors", "nbytes"]
+__all__ = ["Chest", "DurableQueue", "FlushQueue", "errors", "nbytes"]
 
-_HOMES = {"Chest": "chest.core", "nbytes": "chest.sizing"}
+_HOMES = {
+    "Chest": "chest.core",
+    "DurableQueue": "chest.queues.durable",
+    "FlushQueue": "chest.queues.flushing",
+    "nbytes": "chest.sizing",
+}
 
 
 def __getattr__(name: str) -> object:

@@ -14,14 +14,25 @@ import errno
 import os
 import secrets
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from chest import errors, system
+from chest.protocols import Buffer
 
-__all__ = ["PACK", "TEMPORARY", "Folder", "refusals", "refused"]
+__all__ = [
+    "PACK",
+    "QUEUE",
+    "QUEUE_STATE",
+    "TEMPORARY",
+    "Folder",
+    "refusals",
+    "refused",
+]
 
 PACK = ".pack-"  # how names of packs begin
 TEMPORARY = ".tmp-"  # how names of unpublished files begin
+QUEUE = ".queue-"  # how names of the folders of queues begin
+QUEUE_STATE = "state"  # the file in them that has a word for pollers, as a manifest has
 RESERVING = frozenset({"btrfs", "ext4", "tmpfs", "xfs"})
 PRIVATE_FILE, PRIVATE_FOLDER = 0o600, 0o700
 
@@ -136,6 +147,28 @@ class Folder:
                 raise
             system.close(fd)
 
+    def write_aside(self, name: str, pieces: Sequence[Buffer], *, sync: bool) -> None:
+        """Write a whole file under a temporary name and rename it into place.
+
+        Raises
+        ------
+        OSError
+            The disk refused; what had the name before still has it.
+        """
+        fd, temporary = self.create_temporary()
+        try:
+            system.write_all(fd, pieces)
+            if sync:
+                system.sync_file(fd)
+            self.rename(temporary, name)
+        except BaseException:
+            self.unlink(temporary, missing_ok=True)
+            raise
+        finally:
+            system.close(fd)
+        if sync:
+            self.sync()
+
     def rename(self, old: str, new: str) -> None:
         """Give the temporary file *old* the name *new*, replacing what has it."""
         at, last, opened = self._walk(new, make=True)
@@ -180,7 +213,7 @@ class Folder:
             return None
 
     def names(self) -> Iterator[str]:
-        """Every regular file in the folder and below, in no order."""
+        """Every regular file in the folder and below, in no order; none of a queue's."""
         waiting = [""]
         while waiting:
             prefix = waiting.pop()
@@ -192,9 +225,19 @@ class Folder:
             for item in items:
                 name = f"{prefix}{item.name}"
                 if item.is_dir(follow_symlinks=False):
-                    waiting.append(name + "/")
+                    if not name.startswith(QUEUE):
+                        waiting.append(name + "/")
                 elif item.is_file(follow_symlinks=False):
                     yield name
+
+    def queues(self) -> list[str]:
+        """The names of the folders of queues that lie in this one."""
+        with os.scandir(self.path) as found:
+            return [
+                item.name
+                for item in found
+                if item.name.startswith(QUEUE) and item.is_dir(follow_symlinks=False)
+            ]
 
     def status(self) -> os.stat_result:
         """``fstat`` of the folder itself."""

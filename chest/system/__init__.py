@@ -30,6 +30,7 @@ map_shared_words = maps.map_shared_words
 give_back_memory = memory.give_back_memory
 memory_limit = memory.memory_limit
 real_memory = memory.real_memory
+boot = places.boot
 filesystem = places.filesystem
 is_private = places.is_private
 run_beside = threads.run_beside

@@ -11,7 +11,7 @@ import os
 import stat
 import sys
 
-__all__ = ["filesystem", "is_private"]
+__all__ = ["boot", "filesystem", "is_private"]
 
 
 def filesystem(path: str) -> str:
@@ -83,3 +83,18 @@ def _is_private_group(gid: int, uid: int) -> bool:
     except KeyError:
         return False  # nobody knows who is in it
     return group.gr_name in owners and owners.issuperset(group.gr_mem)
+
+
+def boot() -> int:
+    """Which start of the machine this is: another number after the next one.
+
+    Returns
+    -------
+    int
+        Less than 2⁶⁴; 0 where the system does not tell.
+    """
+    try:
+        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+            return int(file.read().replace("-", "")[:16], 16)
+    except (OSError, ValueError):
+        return 0
