@@ -10,7 +10,6 @@ import pickle
 import secrets
 from collections.abc import Sequence
 from sys import getsizeof
-from typing import NamedTuple
 
 import msgspec
 
@@ -24,7 +23,7 @@ from chest.signing import Key
 from chest.sizing import SCALARS, nbytes
 from chest.stores.local import Draft, LocalStore
 
-__all__ = ["VALUE", "Coded", "Coder", "value_name"]
+__all__ = ["VALUE", "Coder", "value_name"]
 
 INLINE_NBYTES = 1 << 16  # an item that is larger gets a value file of its own
 PLAIN, PICKLE, DATA, PICKLE_FILE, DATA_FILE = range(1, 6)  # kinds of records
@@ -36,22 +35,9 @@ WHAT = "of a queue"  # stands for the key in messages
 
 _dumps = pickle.dumps
 
-
-class Coded(NamedTuple):
-    """An item on its way into the queue.
-
-    Attributes
-    ----------
-    kind : int
-    payload : bytes
-        For the record.
-    draft : Draft or None
-        The value file, which nobody sees yet.
-    """
-
-    kind: int
-    payload: bytes
-    draft: Draft | None = None
+# An item on its way into the queue: kind and payload of its record, and its value file,
+# which nobody sees yet. A plain tuple, because it is made for every item.
+Coded = tuple[int, bytes, Draft | None]
 
 
 class _Facts(msgspec.Struct):
@@ -126,11 +112,11 @@ class Coder:
         if self._pickles:
             if type(item) in SCALARS:
                 if getsizeof(item) <= INLINE_NBYTES:
-                    return Coded(PLAIN, _dumps(item, 5))
+                    return PLAIN, _dumps(item, 5), None
             elif nbytes(item) <= INLINE_NBYTES:
                 data = self._pickle.dumps(item)
                 if data is not None and len(data) <= INLINE_NBYTES:
-                    return Coded(PLAIN, data)
+                    return PLAIN, data, None
         sink = _Sink(self.store)
         try:
             return self._seal(item, sink)
@@ -148,13 +134,13 @@ class Coder:
         form.dump(item, sink, key=WHAT, file_id=file_id)
         if sink.draft is None:
             kind = PICKLE if self._pickles else DATA
-            return Coded(kind, b"".join([file_id.encode(), *sink.pieces]))
+            return kind, b"".join([file_id.encode(), *sink.pieces]), None
         sink.draft.finish(sync=self._sync)
         facts = _Facts(file_id, sink.draft.size)
         if self._key is not None:
             facts.signature = self._key.sign_file(sink.draft.view())
         kind = PICKLE_FILE if self._pickles else DATA_FILE
-        return Coded(kind, msgspec.json.encode(facts), sink.draft)
+        return kind, msgspec.json.encode(facts), sink.draft
 
     def decode(self, number: int, kind: int, payload: bytes) -> object:
         """The item of a record that was checked. No lock.

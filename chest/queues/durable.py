@@ -218,8 +218,8 @@ class DurableQueue(Handle):
             if not self._put((coded,)):
                 self._until(lambda: self._put((coded,)), queue.Full, block, timeout)
         finally:
-            if coded.draft is not None:
-                coded.draft.discard()  # unless it was published
+            if (draft := coded[2]) is not None:
+                draft.discard()  # unless it was published
 
     def put_nowait(self, item: Any) -> None:
         """``put(item, block=False)``."""
@@ -249,9 +249,9 @@ class DurableQueue(Handle):
             if coded:
                 self._until(lambda: self._put(coded), queue.Full, block, timeout)
         finally:
-            for each in coded:
-                if each.draft is not None:
-                    each.draft.discard()
+            for _, _, draft in coded:
+                if draft is not None:
+                    draft.discard()
 
     def _put(self, coded: Sequence[Coded]) -> bool:
         """Append and publish; False when there is no room."""
@@ -270,9 +270,9 @@ class DurableQueue(Handle):
             state[h.PUTS] = number
             state[h.UNFINISHED] += len(records)
             self._header.write(state)
-            for each in coded:
-                if each.draft is not None:
-                    each.draft.release()
+            for _, _, draft in coded:
+                if draft is not None:
+                    draft.release()
         return True
 
     # -- get ---------------------------------------------------------------------------

@@ -46,8 +46,19 @@ class Door:
 
     def __enter__(self) -> State:
         self._mutex.acquire()
+        handle = self._handle
         try:
-            return self._handle._enter()
+            if handle._closed:
+                handle._refuse()
+            if not handle._home.lock(handle._timeout):
+                handle._refuse_locked()
+            try:
+                if handle._renew:
+                    handle._appear_again()
+                return handle._header.read()
+            except BaseException:
+                handle._home.unlock()
+                raise
         except BaseException:
             self._mutex.release()
             raise
@@ -106,7 +117,8 @@ class Handle:
             store = self._open_store()
             self._home = home = store.home
             try:
-                self._lock()
+                if not home.lock(self._timeout):
+                    self._refuse_locked()
                 try:
                     # Dropped between the two calls: another folder has the name now.
                     if home.status().st_nlink:
@@ -271,27 +283,17 @@ class Handle:
 
     # -- locks -------------------------------------------------------------------------
 
-    def _enter(self) -> State:
-        """Take the folder's lock and read the state; the thread's lock is held."""
-        if self._closed:
-            self._refuse()
-        self._lock()
-        try:
-            if self._renew:
-                self._holder.enter()
-                self._renew = False
-            return self._header.read()
-        except BaseException:
-            self._home.unlock()
-            raise
+    def _appear_again(self) -> None:
+        """Tell the others of this forked child."""
+        self._holder.enter()
+        self._renew = False
 
-    def _lock(self) -> None:
-        if not self._home.lock(self._timeout):
-            msg = (
-                f"{self.path} is locked by {self._home.holder()}; waited "
-                f"{self._timeout} s. Pass a longer timeout, or end that process"
-            )
-            raise errors.LockTimeout(msg, path=self.path)
+    def _refuse_locked(self) -> NoReturn:
+        msg = (
+            f"{self.path} is locked by {self._home.holder()}; waited "
+            f"{self._timeout} s. Pass a longer timeout, or end that process"
+        )
+        raise errors.LockTimeout(msg, path=self.path)
 
     def _publish(self, state: State) -> None:
         """Let everything that *state* says be so, for everyone (Q1)."""

@@ -115,10 +115,12 @@ def pwrite_all(fd: int, data: Buffer, offset: int) -> int:
     OSError
         The disk refused; an unknown part has been written.
     """
+    if POSIX and type(data) is bytes and os.pwrite(fd, data, offset) == len(data):
+        return len(data)  # nearly always; what was short is written again
     rest = memoryview(data).cast("B")
     size = len(rest)
     while rest:
-        if hasattr(os, "pwrite"):
+        if POSIX:
             done = os.pwrite(fd, rest, offset)
         else:
             os.lseek(fd, offset, os.SEEK_SET)
