@@ -260,15 +260,16 @@ class DurableQueue(Handle):
                 raise ShutDown
             if self.maxsize > 0 and len(coded) > self.maxsize - self._size(state):
                 return False
-            records, number = [], state[h.PUTS]
+            head, number = state[h.HEAD], state[h.PUTS]
             for kind, payload, draft in coded:
                 if draft is not None:
                     self._coder.place(number, draft)
-                records.append((number, kind, payload))
+                head = self._items.append(head, number, kind, payload)
                 number += 1
-            state[h.HEAD] = self._items.write(state[h.HEAD], records)
-            state[h.PUTS] = number
-            state[h.UNFINISHED] += len(records)
+            if self._sync:
+                self._items.sync(head)
+            state[h.UNFINISHED] += number - state[h.PUTS]
+            state[h.HEAD], state[h.PUTS] = head, number
             self._header.write(state)
             for _, _, draft in coded:
                 if draft is not None:
@@ -456,8 +457,10 @@ class DurableQueue(Handle):
                     break
 
     def qsize(self) -> int:
-        """How many items wait; those that are leased do not count."""
+        """How many items wait; those that are leased do not count. Costs 1 µs."""
         state = self._look()
+        if state[h.FLAGS] & h.SHUT_AT_ONCE:
+            return 0
         if not state[h.EVENTS]:
             return state[h.PUTS] - state[h.TAKES]
         with self._door as state:
@@ -514,6 +517,11 @@ class DurableQueue(Handle):
         """Wait until every item that was put, by any process, is reported as done."""
         self._until(lambda: not self._look()[h.UNFINISHED], queue.Empty, True, None)
 
+    @property
+    def is_shutdown(self) -> bool:
+        """Whether `shutdown` was called, by any process."""
+        return bool(self._look()[h.FLAGS])
+
     def shutdown(self, immediate: bool = False) -> None:
         """Let every `put` raise `ShutDown`, and `get` once the queue is empty.
 
@@ -562,8 +570,7 @@ class DurableQueue(Handle):
         ValueError
             This handle has not leased *item*.
         """
-        record, tries = self._mine_of(item)
-        with self._door as state:
+        with self._leased(item) as (record, tries), self._door as state:
             lease = self._still_mine(state, record, tries)
             if lease is None:
                 return False
@@ -597,8 +604,7 @@ class DurableQueue(Handle):
         if delay < 0:
             msg = "'delay' must be a non-negative number"
             raise ValueError(msg)
-        record, tries = self._mine_of(item)
-        with self._door as state:
+        with self._leased(item) as (record, tries), self._door as state:
             lease = self._still_mine(state, record, tries)
             if lease is None:
                 return False
@@ -625,8 +631,7 @@ class DurableQueue(Handle):
         ValueError
             This handle has not leased *item*.
         """
-        record, tries = self._mine_of(item, keep=True)
-        with self._door as state:
+        with self._leased(item, keep=True) as (record, tries), self._door as state:
             lease = self._still_mine(state, record, tries)
             if lease is None:
                 return False
@@ -658,16 +663,29 @@ class DurableQueue(Handle):
             raise
         self.ack(item)
 
-    def _mine_of(self, item: Any, *, keep: bool = False) -> tuple[Record, int]:
-        """What this handle knows of an item that it has leased."""
+    @contextlib.contextmanager
+    def _leased(self, item: Any, *, keep: bool = False) -> Iterator[tuple[Record, int]]:
+        """What this handle knows of an item that it has leased, and forgets then."""
         leased = self._mine.get(id(item))
         if not leased:
             msg = "not the object that get() of this queue, with its lease, returned"
             raise ValueError(msg)
-        _, record, tries = leased[-1] if keep else leased.pop()
-        if not leased:
-            del self._mine[id(item)]
-        return record, tries
+        mine = leased.pop()
+        try:
+            yield mine[1:]
+        except BaseException:
+            keep = True  # it can be tried again
+            raise
+        finally:
+            if keep:
+                self._mine.setdefault(id(item), leased).append(mine)
+            elif not leased:
+                self._mine.pop(id(item), None)
+
+    def after_fork_in_child(self) -> None:
+        # docstring inherited
+        super().after_fork_in_child()
+        self._mine = {}
 
     def _still_mine(self, state: State, record: Record, tries: int) -> Lease | None:
         """The lease of an item, unless somebody else has the item since."""

@@ -9,7 +9,8 @@ A record is its frame, the payload, and in a signed queue a signature::
                 record's position, so that nothing is taken for a record elsewhere
     u64 number  of the item
     u32 size    of the payload
-    u32 kind    how the payload is read; the end of a segment is a kind of its own
+    u32 kind    how the payload is read; the end of a segment is a kind of its own, and
+                the highest bit says that a signature follows
 
 A position is a segment's number, shifted by 32 bits, and an offset in it.
 """
@@ -33,11 +34,13 @@ SEGMENT_NBYTES = 1 << 20  # a segment that has more gets no further record
 AHEAD_NBYTES = 1 << 16  # read at once
 MOST_OPEN = 4  # segments whose descriptor is kept
 SHIFT, OFFSET = 32, (1 << 32) - 1
+SIGNED_BIT = 1 << 31
 END = 0  # the kind that says: go on in the next segment
 
-_check = struct.Struct("<Q")
-_body = struct.Struct("<QII")
+_check_of = struct.Struct("<Q").pack
+_body_of = struct.Struct("<QII").pack
 _frame = struct.Struct("<QQII")
+_write = system.pwrite_all
 _digest = xxhash.xxh3_64_intdigest
 FRAME = _frame.size
 
@@ -104,19 +107,13 @@ class Items:
         self._prefix = prefix
         self._check = check
         self._sign = sign
-        self._trail = SIGNED if sign else 0
+        self._bit = SIGNED_BIT if sign else 0
         self._sync = sync
         self._fds: dict[int, int] = {}
         self._ahead = b""
         self._ahead_at = self._ahead_end = 0  # positions
 
     # -- writing -----------------------------------------------------------------------
-
-    def _framed(self, position: int, number: int, kind: int, payload: bytes) -> bytes:
-        """The bytes of a record that is to lie at *position*."""
-        body = _body.pack(number, len(payload), kind) + payload
-        data = _check.pack(_digest(body, position)) + body
-        return data if self._sign is None else data + self._sign(body, position)
 
     def write(self, head: int, records: Sequence[tuple[int, int, bytes]]) -> int:
         """Write (number, kind, payload) from *head* on; the position behind the last.
@@ -129,29 +126,56 @@ class Items:
         StoreError
             The disk refused.
         """
-        try:
-            for number, kind, payload in records:
-                if head & OFFSET >= SEGMENT_NBYTES:
-                    head = self._end(head)
-                data = self._framed(head, number, kind, payload)
-                fd = self._fds.get(head >> SHIFT)
-                if fd is None:
-                    fd = self._open(head >> SHIFT, make=True)
-                system.pwrite_all(fd, data, head & OFFSET)
-                head += len(data)
-            if self._sync:
-                system.sync_file(self._open(head >> SHIFT))
-        except OSError as error:
-            if isinstance(error, errors.ChestError):
-                raise
-            path = self._home.join(self._name(head >> SHIFT))
-            raise refused(error, path, "takes no further item") from error
+        first = head
+        for number, kind, payload in records:
+            head = self.append(head, number, kind, payload)
+        if self._sync and head != first:
+            self.sync(head)
         return head
+
+    def append(self, head: int, number: int, kind: int, payload: bytes) -> int:
+        """`write` of one record, which does not wait for the disk."""
+        try:
+            if head & OFFSET >= SEGMENT_NBYTES:
+                head = self._end(head)
+            body = _body_of(number, len(payload), kind | self._bit) + payload
+            data = _check_of(_digest(body, head)) + body
+            if self._sign is not None:
+                data += self._sign(body, head)
+            fd = self._fds.get(head >> SHIFT)
+            if fd is None:
+                fd = self._open(head >> SHIFT, make=True)
+            return head + _write(fd, data, head & OFFSET)
+        except OSError as error:
+            raise self._refused(error, head) from error
+
+    def sync(self, head: int) -> None:
+        """Wait until the disk has all that was written before *head*.
+
+        Raises
+        ------
+        StoreError
+            It may not have it.
+        """
+        try:
+            system.sync_file(self._open(head >> SHIFT))
+        except OSError as error:
+            raise self._refused(error, head) from error
+
+    def _refused(self, error: OSError, head: int) -> OSError:
+        if isinstance(error, errors.ChestError):
+            return error
+        path = self._home.join(self._name(head >> SHIFT))
+        return refused(error, path, "takes no further item")
 
     def _end(self, head: int) -> int:
         """Close a segment; the position at which the next begins."""
         fd = self._open(head >> SHIFT)
-        system.pwrite_all(fd, self._framed(head, 0, END, b""), head & OFFSET)
+        body = _body_of(0, 0, END | self._bit)
+        data = _check_of(_digest(body, head)) + body
+        if self._sign is not None:
+            data += self._sign(body, head)
+        _write(fd, data, head & OFFSET)
         if self._sync:
             system.sync_file(fd)
         return (head >> SHIFT) + 1 << SHIFT
@@ -176,17 +200,19 @@ class Items:
         if at + FRAME > len(ahead):
             return self._read_again(position, head, FRAME)
         check, number, size, kind = _frame.unpack_from(ahead, at)
+        trail = SIGNED if kind & SIGNED_BIT else 0
         end = at + FRAME + size
-        if end + self._trail > len(ahead):
-            return self._read_again(position, head, FRAME + size + self._trail)
+        if end + trail > len(ahead):
+            return self._read_again(position, head, FRAME + size + trail)
         body = ahead[at + 8 : end]
         if _digest(body, position) != check:
             raise DamagedError
-        if self._sign is not None:
-            self._check_signature(position, body, ahead[end : end + SIGNED])
+        if trail or self._bit:
+            self._check_signature(position, kind, body, ahead[end : end + trail])
+            kind ^= SIGNED_BIT
         if kind == END:
             return self.read((position >> SHIFT) + 1 << SHIFT, head)
-        after = position + FRAME + size + self._trail
+        after = position + FRAME + size + trail
         return Record(number, kind, body[16:], position, after)
 
     def _read_again(self, position: int, head: int, size: int) -> Record:
@@ -218,15 +244,22 @@ class Items:
         self._ahead_at = position
         self._ahead_end = position + len(self._ahead)
 
-    def _check_signature(self, position: int, body: bytes, found: bytes) -> None:
-        assert self._sign is not None
-        if found != self._sign(body, position):
-            path = self._home.join(self._name(position >> SHIFT))
+    def _check_signature(
+        self, position: int, kind: int, body: bytes, found: bytes
+    ) -> None:
+        path = self._home.join(self._name(position >> SHIFT))
+        if self._sign is None:
+            msg = f"{path} is signed: pass the key it was made with as sign_key="
+        elif not kind & SIGNED_BIT:
+            msg = f"{path} is not signed: open the queue without sign_key="
+        elif found == self._sign(body, position):
+            return
+        else:
             msg = (
                 f"{path} does not carry the signature of this sign_key= at byte "
                 f"{position & OFFSET}: it was changed by somebody without the key"
             )
-            raise errors.SignatureError(msg, path=path)
+        raise errors.SignatureError(msg, path=path)
 
     # -- after a crash of the system ---------------------------------------------------
 
@@ -265,7 +298,7 @@ class Items:
                     end <= len(data)
                     and _digest(data[at + 8 : end], first + at) == check
                 ):
-                    if kind != END:
+                    if kind & ~SIGNED_BIT != END:
                         return first + at
                     break
         return head
