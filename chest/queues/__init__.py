@@ -25,9 +25,9 @@ Q5  An item is in one of four places: waiting, leased, among the dead, or gone.
 
 from __future__ import annotations
 
-from chest.queues import durable, flushing
+from chest.queues import durable, flushing, lending
 
-DeadLetter = durable.DeadLetter
+DeadLetter = lending.DeadLetter
 DurableQueue = durable.DurableQueue
 FlushQueue = flushing.FlushQueue
 ShutDown = durable.ShutDown

@@ -28,7 +28,7 @@ from chest.settings import Settings, absolute
 from chest.signing import Key
 from chest.stores.local import LocalStore, untrusted
 
-__all__ = ["Handle"]
+__all__ = ["Door", "Handle"]
 
 ITEMS, DEAD = "items-", "dead-"
 OURS = (QUEUE_STATE, ITEMS, DEAD, "leases-", VALUE, HOLDER, TEMPORARY)

@@ -529,8 +529,7 @@ def test_a_missing_segment_is_reported_once(chest_dir: Path) -> None:
     with DurableQueue(chest_dir) as q:
         got = []
         with pytest.raises(errors.CorruptValueError):
-            while True:
-                got.append(q.get()[0])
+            got.extend(q.get()[0] for _ in range(3000))
         rest = [q.get()[0] for _ in range(q.qsize())]
         assert got == list(range(len(got)))
         assert rest == list(range(3000 - len(rest), 3000))
