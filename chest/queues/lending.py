@@ -68,7 +68,7 @@ class Lending(Handle):
         Parameters
         ----------
         item : object
-            The very object that `get` returned.
+            What `get` returned: the object itself, or one that equals it.
 
         Returns
         -------
@@ -97,7 +97,7 @@ class Lending(Handle):
         Parameters
         ----------
         item : object
-            The very object that `get` returned.
+            What `get` returned: the object itself, or one that equals it.
         delay : float
             Seconds until it may be taken.
 
@@ -154,9 +154,15 @@ class Lending(Handle):
     @contextlib.contextmanager
     def _leased(self, item: Any, *, keep: bool = False) -> Iterator[tuple[Record, int]]:
         """What this handle knows of an item that it has leased, and forgets then."""
-        leased = self._mine.get(id(item))
+        place = id(item)
+        if place not in self._mine:
+            # Not the object itself: one that equals it will do, as they are alike.
+            place = next((each for each in self._mine if self._equals(each, item)), 0)
+        leased = self._mine.get(place)
         if not leased:
-            msg = "not the object that get() of this queue, with its lease, returned"
+            msg = (
+                f"{errors.short(item)} was not returned by get() of this queue's lease"
+            )
             raise ValueError(msg)
         mine = leased.pop()
         try:
@@ -166,9 +172,14 @@ class Lending(Handle):
             raise
         finally:
             if keep:
-                self._mine.setdefault(id(item), leased).append(mine)
+                self._mine.setdefault(place, leased).append(mine)
             elif not leased:
-                self._mine.pop(id(item), None)
+                self._mine.pop(place, None)
+
+    def _equals(self, place: int, item: Any) -> bool:
+        """Whether the item leased at *place* equals *item*; arrays never do."""
+        mine = self._mine[place][-1][0]
+        return type(mine) is type(item) and (mine == item) is True
 
     def _still_mine(self, state: State, record: Record, tries: int) -> Lease | None:
         """The lease of an item, unless somebody else has the item since."""

@@ -166,7 +166,7 @@ def test_a_forked_child_does_not_end_its_parents_leases(chest_dir: Path) -> None
         item = q.get()
 
         def child() -> None:
-            with pytest.raises(ValueError, match="not the object"):
+            with pytest.raises(ValueError, match="was not returned"):
                 q.ack(item)
             q.close()
 

@@ -283,11 +283,23 @@ def test_what_was_not_leased_here_is_refused(chest_dir: Path) -> None:
         q.put([1])
         item = q.get()
         for use in (q.ack, q.nack):
-            with pytest.raises(ValueError, match="not the object"):
-                use([1])
+            with pytest.raises(ValueError, match="was not returned"):
+                use([2])
         q.ack(item)
-        with pytest.raises(ValueError, match="not the object"):
+        with pytest.raises(ValueError, match="was not returned"):
             q.ack(item)
+
+
+def test_an_equal_item_stands_for_the_one_that_was_leased(chest_dir: Path) -> None:
+    with DurableQueue(chest_dir, lease=60) as q:
+        q.put_many([[1], np.arange(3), np.arange(3)])
+        q.get()
+        first, second = q.get(), q.get()
+        assert q.ack([1])
+        assert q.ack(second)
+        assert q.nack(first)
+        with pytest.raises(ValueError, match="was not returned"):
+            q.ack(np.arange(3))
 
 
 def test_a_block_acknowledges_or_gives_back(chest_dir: Path) -> None:
