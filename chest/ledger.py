@@ -7,18 +7,19 @@ Locks, always in this order: the chest's own (threads), the manifest's (processe
 
 Invariants
 ----------
-C1  `_fresh` holds the keys that are in memory and in no record, with their births.
+C1  `_fresh` holds the keys that are in memory and in no record, with their births; the
+    latest of them wait in `_newest`, as slots, until somebody asks.
 C2  A clean slot carries the entry that it equals; when another process publishes the key,
     the slot goes.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
 import threading
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, NoReturn
 
 from chest import errors
@@ -41,9 +42,10 @@ class Ledger:
         "_count",
         "_explicitly_given_path",
         "_freed",
-        "_fresh",
+        "_fresh_births",
         "_manifest",
         "_memory",
+        "_newest",
         "_packs",
         "_pid",
         "_seen",
@@ -92,7 +94,8 @@ class Ledger:
         self._slots = self._memory.slots
         self._values = self._memory.values
         self._count, self._touch = self._memory.count, self._memory.touch
-        self._fresh: dict[Hashable, int] = {}
+        self._fresh_births: dict[Hashable, int] = {}
+        self._newest: list[Slot] = []
         self._spills = self._freed = 0
         self._word: Any = self._manifest.word
         self._seen = self._manifest.seen
@@ -166,17 +169,33 @@ class Ledger:
         if slot.key not in self._fresh:
             slot.birth = self._fresh[slot.key] = self._manifest.index.next_birth()
 
-    @contextlib.contextmanager
-    def _publishing(self) -> Iterator[None]:
+    def _publishing(self) -> AbstractContextManager[None]:
         """Hold both locks, with everything seen."""
-        with self.lock:
+        return _Publishing(self)
+
+    def _begin_publishing(self) -> None:
+        """Take both locks, and see everything."""
+        self._acquire()
+        try:
             self._check_open()
-            with self._spill.exclusive():
+            self._manifest.enter()
+            try:
                 self._absorb()
-                try:
-                    yield
-                finally:
-                    self._word, self._seen = self._manifest.word, self._manifest.seen
+            except BaseException:
+                self._manifest.leave()
+                raise
+        except BaseException:
+            self._unlock()
+            raise
+
+    def _end_publishing(self) -> None:
+        """Give both locks back."""
+        manifest = self._manifest
+        self._word, self._seen = manifest.word, manifest.seen
+        try:
+            manifest.leave()
+        finally:
+            self._unlock()
 
     # -- order -------------------------------------------------------------------------
 
@@ -194,6 +213,17 @@ class Ledger:
             return entry.birth
         index.birth = birth = self._fresh[key] = index.birth + 1
         return birth
+
+    @property
+    def _fresh(self) -> dict[Hashable, int]:
+        """See C1; those in `_newest` are entered first, which takes the lock."""
+        # A set of a new key only appends to a list: one look-up of a dict less.
+        if self._newest:
+            with self.lock:
+                for slot in self._newest:
+                    self._fresh_births[slot.key] = slot.birth
+                self._newest.clear()
+        return self._fresh_births
 
     def _ordered(self) -> list[Hashable]:
         """All keys in order of birth. Lock held; O(keys)."""
@@ -229,6 +259,21 @@ class Ledger:
             msg,
             path=self.path,
         )
+
+
+class _Publishing:
+    """`Ledger._begin_publishing` and `Ledger._end_publishing` as a ``with`` block."""
+
+    __slots__ = ("_ledger",)
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+
+    def __enter__(self) -> None:
+        self._ledger._begin_publishing()
+
+    def __exit__(self, *exception: object) -> None:
+        self._ledger._end_publishing()
 
 
 class Changed:

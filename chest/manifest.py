@@ -33,7 +33,8 @@ import logging
 import os
 import re
 import secrets
-from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
+from collections.abc import Callable, Collection, Hashable, Sequence
+from contextlib import AbstractContextManager
 
 import msgspec
 
@@ -153,8 +154,7 @@ class Manifest(LogFile):
 
     # -- change ------------------------------------------------------------------------
 
-    @contextlib.contextmanager
-    def exclusive(self) -> Iterator[None]:
+    def exclusive(self) -> AbstractContextManager[None]:
         """Hold the lock between processes, with everything read and a torn tail cut off.
 
         Raises
@@ -166,19 +166,30 @@ class Manifest(LogFile):
         DroppedError
             The folder or the manifest was removed meanwhile.
         """
+        return _Exclusive(self)
+
+    def enter(self) -> None:
+        """Begin what `exclusive` says; every call needs one of `leave`."""
+        # Two methods, because a generator for each deletion costs as much as the write.
         self.check_writable()
         if not self._depth:
             self._lock()
         self._depth += 1
+        if self._depth > 1:
+            return
         try:
-            if self._depth == 1:
-                with folder.refusals(self.path, "could not be read"):
-                    self._prepare_to_write()
-            yield
-        finally:
-            self._depth -= 1
-            if not self._depth:
-                self._unlock()
+            self._prepare_to_write()
+        except BaseException as error:
+            self.leave()
+            if isinstance(error, OSError) and not isinstance(error, errors.ChestError):
+                raise self._refused(error, "could not be read") from error
+            raise
+
+    def leave(self) -> None:
+        """End it."""
+        self._depth -= 1
+        if not self._depth:
+            self._unlock()
 
     def append(
         self,
@@ -527,6 +538,21 @@ class Manifest(LogFile):
             raise
         with folder.refusals(self.path, "could not be read"):
             self._open()
+
+
+class _Exclusive:
+    """`Manifest.enter` and `Manifest.leave` as a ``with`` block."""
+
+    __slots__ = ("_manifest",)
+
+    def __init__(self, manifest: Manifest) -> None:
+        self._manifest = manifest
+
+    def __enter__(self) -> None:
+        self._manifest.enter()
+
+    def __exit__(self, *exception: object) -> None:
+        self._manifest.leave()
 
 
 def _is_torn(line: bytes, offset: int) -> bool:

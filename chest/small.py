@@ -47,6 +47,7 @@ class SmallTier:
         self._formats = formats
         self._pickle = Pickle5()
         self.dumps = self._pickle.dumps
+        self._loads = self._pickle.loads
         self.written = self.written_bytes = 0
         self.loaded = self.loaded_bytes = 0
 
@@ -117,11 +118,14 @@ class SmallTier:
 
     def read_small(self, key: Hashable, entry: AnyEntry) -> object:
         """Read a value from its pack, or from the log; no lock. Raises as `read`."""
-        data = self.raw(key, entry)
+        if type(entry) is Packed:
+            data = self.packs.read(entry, key)
+        else:
+            data = self.raw(key, entry)
         if "pickle" not in self._formats:
             self._format(entry, key)  # which says why it is not read
         try:
-            value = self._pickle.loads(data)
+            value = self._loads(data)
         except MemoryError:
             raise
         except Exception as error:  # a pickle may raise anything

@@ -243,14 +243,19 @@ class SpillTier(SmallTier):
 
     def remove(self, gone: Sequence[Hashable]) -> list[str]:
         """Append tombstones; called within `exclusive`. Returns names to `delete`."""
-        entries = [self.manifest.index.get(key) for key in gone]
-        pairs = [
-            (key, Entry(entry.text, gone="key"))
-            for key, entry in zip(gone, entries, strict=True)
-            if entry is not None
-        ]
+        find = self.manifest.index.get
+        pairs, names = [], []
+        for key in gone:
+            entry = find(key)
+            if entry is None:
+                continue
+            # A str is its own text, which need not be read from the pack.
+            text = keys.encode(key) if type(key) is str else entry.text
+            pairs.append((key, Entry(text, gone="key")))
+            if not is_shared(entry):
+                names.append(entry.name)
         self.manifest.append(pairs)
-        return [each.name for each in entries if each and not is_shared(each)]
+        return names
 
     def remove_all(self) -> list[str]:
         """Append the record that ends all keys; called within `exclusive`.
