@@ -61,7 +61,9 @@ class About(msgspec.Struct, omit_defaults=True):
     aside : list of int
         Rows of keys that are pickled: what is equal may have another hash.
     inline : list of int
-        Rows of values that lie in the log.
+        Rows of values that lie in the log until they are settled.
+    deadlines, expiring : list
+        The deadlines [Unix time] that entries have, sorted, and their rows.
     """
 
     id: str
@@ -75,6 +77,8 @@ class About(msgspec.Struct, omit_defaults=True):
     dead: list[int] = []
     aside: list[int] = []
     inline: list[int] = []
+    deadlines: list[float] = []
+    expiring: list[int] = []
 
 
 class Base:
@@ -241,6 +245,7 @@ def rows(
     births: list[Any] = []
     places: list[Any] = []
     odd: list[tuple[int, bool]] = []  # (unsorted row, is it an inline value)
+    due: list[tuple[float, int]] = []  # (deadline, unsorted row)
     batches: list[Batch] = []
     count = 0
     for batch, some in live:
@@ -250,17 +255,8 @@ def rows(
             where = np.array(sorted(some), np.uint64)
             texts, born = [texts[place] for place in where], born[where.astype(np.intp)]
         if batch.mentions(b'"pickle"'):
-            odd += [
-                (count + n, False)
-                for n, text in enumerate(texts)
-                if b'"pickle"' in text
-            ]
-        digests = [
-            # A str's text begins with a quote, and is canonical.
-            _digest(text) if text[0] == 34 else _hash_of(text)
-            for text in texts
-        ]
-        hashes.append(np.array(digests, np.uint64))
+            odd += ((count + n, False) for n, t in enumerate(texts) if b'"pickle"' in t)
+        hashes.append(np.array(_hashes(texts), np.uint64))
         births.append(born)
         places.append(where | np.uint64(PACKED | len(batches) << 32))
         batches.append(batch)
@@ -275,7 +271,9 @@ def rows(
         at += LENGTH + len(record)
         if b'"pickle"' in keys.text(key).encode():
             odd.append((count, False))
-        if entry.value is not None:
+        if entry.expires is not None:
+            due.append((entry.expires, count))
+        elif entry.value is not None:
             odd.append((count, True))
         count += 1
     column = np.concatenate([np.empty(0, np.uint64), *births])
@@ -285,6 +283,9 @@ def rows(
     about.batches = [batch.record for batch in batches]
     about.dead = [batch.dead for batch in batches]
     about.aside = sorted({int(rank[row]) for row, inline in odd if not inline})
+    due.sort()
+    about.deadlines = [deadline for deadline, _ in due]
+    about.expiring = [int(rank[row]) for _, row in due]
     about.inline = sorted(int(rank[row]) for row, inline in odd if inline)
     return lines(
         about=_encode(about),
@@ -293,6 +294,12 @@ def rows(
         places=np.concatenate([np.empty(0, np.uint64), *places])[order],
         heap=heap,
     )
+
+
+def _hashes(texts: Iterable[bytes]) -> list[int]:
+    """The hashes of the keys with these JSON texts."""
+    # A str's text begins with a quote, and is canonical.
+    return [_digest(text) if text[0] == 34 else _hash_of(text) for text in texts]
 
 
 def _hash_of(text: bytes) -> int:
