@@ -214,10 +214,11 @@ class Chest(Atomic, MutableMapping[Any, Any]):
                 index = self._manifest.index
                 entry = index.get(key)
                 if entry is None:
-                    index.birth = birth = self._fresh[key] = index.birth + 1
+                    index.birth = birth = index.birth + 1
+                    slot = memory.put(key, value, birth, plain, buffers)
+                    self._newest.append(slot)
                 else:
-                    birth = entry.birth
-                slot = memory.put(key, value, birth, plain, buffers)
+                    slot = memory.put(key, value, entry.birth, plain, buffers)
         finally:
             self._unlock()
         if memory.used > memory.budget:

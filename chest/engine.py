@@ -266,7 +266,7 @@ class Engine(Packing):
             except (FileNotFoundError, errors.CorruptError):
                 pass
             else:
-                return self._admit(key, value, entry, weigh(value), 0.0)
+                return self._admit_small(key, value, entry)
         value, entry, loaded = self._read(key)
         return self._admit(
             key, value, entry, loaded.weight, loaded.seconds, readonly=loaded.mapped
@@ -331,6 +331,24 @@ class Engine(Packing):
                 slot.fixed = True
             if slot.nbytes > memory.budget:
                 memory.drop(slot)
+        if memory.used > memory.budget:
+            self.shrink()
+        return value
+
+    def _admit_small(self, key: Hashable, value: Any, entry: Packed) -> Any:
+        """`_admit` for a value from a pack, without what only others need."""
+        memory = self._memory
+        weight = weigh(value)
+        self._acquire()
+        try:
+            if key in self._slots:
+                return self._values[key]  # another thread was quicker
+            now = self._manifest.index.get(key)
+            if now is entry or same(now, entry):
+                birth = entry.batch.birth(entry.place)
+                memory.put_read(key, value, entry, weight, birth)
+        finally:
+            self._unlock()
         if memory.used > memory.budget:
             self.shrink()
         return value

@@ -7,7 +7,8 @@ Locks, always in this order: the chest's own (threads), the manifest's (processe
 
 Invariants
 ----------
-C1  `_fresh` holds the keys that are in memory and in no record, with their births.
+C1  `_fresh` holds the keys that are in memory and in no record, with their births; the
+    latest of them wait in `_newest`, as slots, until somebody asks.
 C2  A clean slot carries the entry that it equals; when another process publishes the key,
     the slot goes.
 """
@@ -40,9 +41,10 @@ class Ledger:
         "_count",
         "_explicitly_given_path",
         "_freed",
-        "_fresh",
+        "_fresh_births",
         "_manifest",
         "_memory",
+        "_newest",
         "_packs",
         "_pid",
         "_seen",
@@ -91,7 +93,8 @@ class Ledger:
         self._slots = self._memory.slots
         self._values = self._memory.values
         self._count, self._touch = self._memory.count, self._memory.touch
-        self._fresh: dict[Hashable, int] = {}
+        self._fresh_births: dict[Hashable, int] = {}
+        self._newest: list[Slot] = []
         self._spills = self._freed = 0
         self._word: Any
         self._closed = False
@@ -195,6 +198,17 @@ class Ledger:
             return entry.birth
         index.birth = birth = self._fresh[key] = index.birth + 1
         return birth
+
+    @property
+    def _fresh(self) -> dict[Hashable, int]:
+        """See C1; those in `_newest` are entered first, which takes the lock."""
+        # A set of a new key only appends to a list: one look-up of a dict less.
+        if self._newest:
+            with self.lock:
+                for slot in self._newest:
+                    self._fresh_births[slot.key] = slot.birth
+                self._newest.clear()
+        return self._fresh_births
 
     def _ordered(self) -> list[Hashable]:
         """All keys in order of birth. Lock held; O(keys)."""

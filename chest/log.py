@@ -96,8 +96,11 @@ class LogFile:
 
     def _announce(self) -> None:
         """Let pollers see that the log grew."""
-        self._set_word(b"%08x" % (self._position & 0xFFFFFFFF))
-        self.seen = self.word[1]
+        word = self.word
+        if not isinstance(word, Unmapped):
+            digits = b"%08x" % (self._position & 0xFFFFFFFF)
+            word[1] = int.from_bytes(digits, "little")
+        self.seen = word[1]
 
     def _set_word(self, word: bytes) -> None:
         if not isinstance(self.word, Unmapped):

@@ -33,7 +33,8 @@ import logging
 import os
 import re
 import secrets
-from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
+from collections.abc import Callable, Collection, Hashable, Sequence
+from contextlib import AbstractContextManager
 
 import msgspec
 
@@ -153,8 +154,7 @@ class Manifest(LogFile):
 
     # -- change ------------------------------------------------------------------------
 
-    @contextlib.contextmanager
-    def exclusive(self) -> Iterator[None]:
+    def exclusive(self) -> AbstractContextManager[None]:
         """Hold the lock between processes, with everything read and a torn tail cut off.
 
         Raises
@@ -166,11 +166,7 @@ class Manifest(LogFile):
         DroppedError
             The folder or the manifest was removed meanwhile.
         """
-        self.enter()
-        try:
-            yield
-        finally:
-            self.leave()
+        return _Exclusive(self)
 
     def enter(self) -> None:
         """Begin what `exclusive` does; `leave` must follow. May be nested."""
@@ -247,9 +243,7 @@ class Manifest(LogFile):
         """Write a record at the end of the log; or nothing of it is left."""
         end = self._position
         try:
-            done = os.pwrite(self._fd, line, end) if system.POSIX else 0
-            if done < len(line):
-                system.pwrite_all(self._fd, memoryview(line)[done:], end + done)
+            system.pwrite_all(self._fd, line, end)
             if self.sync:
                 system.sync_file(self._fd)
         except OSError as error:
@@ -557,6 +551,21 @@ class Manifest(LogFile):
             raise
         with folder.refusals(self.path, "could not be read"):
             self._open()
+
+
+class _Exclusive:
+    """`Manifest.enter` and `Manifest.leave` as a ``with`` block."""
+
+    __slots__ = ("_manifest",)
+
+    def __init__(self, manifest: Manifest) -> None:
+        self._manifest = manifest
+
+    def __enter__(self) -> None:
+        self._manifest.enter()
+
+    def __exit__(self, *exception: object) -> None:
+        self._manifest.leave()
 
 
 def _is_torn(line: bytes, offset: int) -> bool:

@@ -38,9 +38,7 @@ class Packing(Ledger):
     def _drop_clean(self, slots: Sequence[Slot], stay: Collection[int] = ()) -> None:
         """Let go those that were written, but for the ids in *stay*."""
         with self.lock:
-            for slot in slots:
-                if not slot.dirty and id(slot) not in stay:
-                    self._memory.drop(slot)
+            self._memory.drop_clean(slots, stay)
 
     def _taken(self, slots: Sequence[Slot]) -> list[tuple[Slot, Any]]:
         """Those that are in memory still, with their values. Lock held.
@@ -53,8 +51,10 @@ class Packing(Ledger):
         for listed in slots:
             slot = listed if listed.alive else self._slots.get(listed.key)
             if slot is not None:
-                slot.seen = generation(find(slot.key))
-                here.append((slot, values[slot.key]))
+                key = slot.key
+                entry = find(key)
+                slot.seen = 0 if entry is None else entry.generation
+                here.append((slot, values[key]))
         return here
 
     def _may_precede(self, slot: Slot, known: AnyEntry | None) -> bool:
@@ -127,7 +127,12 @@ class Packing(Ledger):
             find, fresh = self._manifest.index.get, self._fresh
             dead = set()
             for place, (slot, each) in enumerate(zip(slots, small, strict=True)):
-                known = None if slot.key in fresh else find(slot.key)
+                if slot.key in fresh:
+                    if slot.alive and slot.birth == each.birth and not slot.inherited:
+                        continue  # as mostly: nobody has it, and it is as it was taken
+                    known = None
+                else:
+                    known = find(slot.key)
                 if not slot.alive and not self._may_precede(slot, find(slot.key)):
                     dead.add(place)
                 elif slot.inherited and generation(known) != generation(slot.entry):
@@ -140,10 +145,13 @@ class Packing(Ledger):
             replaced = self._spill.publish_packed(batch, small, dead)
             find = self._manifest.index.get
             for place, slot in enumerate(slots):
-                if place not in dead:
-                    slot.entry, slot.dirty = find(slot.key), False
-                    slot.inherited = False
-                    fresh.pop(slot.key, None)
+                if dead and place in dead:
+                    continue
+                key = slot.key
+                slot.entry, slot.dirty = find(key), False
+                slot.inherited = False
+                if key in fresh:
+                    del fresh[key]
         self._spill.delete(replaced)
         self._written_more()
         return again

@@ -270,7 +270,19 @@ class SpillTier(SmallTier):
 
     def remove(self, gone: Sequence[Hashable]) -> list[str]:
         """Append tombstones; called within `exclusive`. Returns names to `delete`."""
-        return self.publish([], gone=gone)
+        find = self.manifest.index.held
+        pairs, names = [], []
+        for key in gone:
+            entry = find(key)
+            if entry is None:
+                continue
+            # A str is its own text, which need not be read from the pack.
+            text = keys.encode(key) if type(key) is str else entry.text
+            pairs.append((key, Entry(text, gone="key")))
+            if not is_shared(entry):
+                names.append(entry.name)
+        self.manifest.append(pairs)
+        return names
 
     def remove_all(self) -> list[str]:
         """Append the record that ends all keys; called within `exclusive`.

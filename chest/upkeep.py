@@ -33,8 +33,10 @@ class Upkeep(Engine):
 
     def __len__(self) -> int:
         """How many keys there are; O(1)."""
-        self._look()
-        return len(self._manifest.index) + len(self._fresh)
+        if self._word[1] != self._seen:
+            self.refresh()
+        fresh = self._fresh_births if not self._newest else self._fresh
+        return len(self._manifest.index) + len(fresh)
 
     # -- what there is -----------------------------------------------------------------
 
