@@ -28,7 +28,7 @@ from chest.index import AnyEntry, same
 from chest.ledger import Changed, generation
 from chest.log import NAME
 from chest.memory import Options, Slot, Weight, weigh
-from chest.packing import Packing, poor_packs
+from chest.packing import Packing
 from chest.packs import Packed
 from chest.settings import Settings, nothing
 from chest.sizing import SCALARS
@@ -397,8 +397,7 @@ class Engine(Packing):
         self._bury()
         if not keep:
             self._settle()
-        index = self._manifest.index
-        if self._manifest.wasteful or poor_packs(index.batches):
+        if self._manifest.wasteful or self._poor_packs() - self._unmoved:
             self._compact()
         elif not keep and self._manifest.wants_checkpoint:
             with self._publishing():

@@ -54,6 +54,7 @@ class Ledger:
         "_spills",
         "_touch",
         "_unlock",
+        "_unmoved",
         "_unusual",
         "_values",
         "_word",
@@ -76,6 +77,8 @@ class Ledger:
             settings.readonly or settings.publish == "each" or settings.format == "data"
         )
         self._pid = os.getpid()
+        # Packs, and how much of each was dead, that compaction could not empty.
+        self._unmoved: frozenset[tuple[str, int]] = frozenset()
         self._make_lock()
         # Signed files are signed one by one, and only a pickle needs no footer.
         self._packs = (

@@ -15,11 +15,11 @@ from chest import errors
 from chest.index import AnyEntry, same
 from chest.ledger import Ledger, generation
 from chest.memory import Options, Slot
-from chest.packs import BATCH_KEYS, Batch, Packed, Small
+from chest.packs import BATCH_KEYS, Packed, Small
 from chest.small import PACKED_NBYTES
 from chest.spill import MOST_DRAFTS, Job, Written
 
-__all__ = ["Packing", "poor_packs"]
+__all__ = ["Packing"]
 
 log = logging.getLogger("chest")
 
@@ -274,7 +274,7 @@ class Packing(Ledger):
         self._bury()
         with self._publishing():
             live = self._manifest.index.live()
-            poor = poor_packs(self._manifest.index.batches)
+            poor = {name for name, _ in self._poor_packs()}
         moving: list[tuple[Hashable, AnyEntry]] = [
             (key, Packed(batch, place))
             for batch, places in live.items()
@@ -288,23 +288,26 @@ class Packing(Ledger):
             before = self._manifest.index.names() | poor
             self._manifest.compact()
             self._follow([*self._slots])
+            # What is left in them is damaged: no use to try until something changes.
+            self._unmoved = self._poor_packs()
             held = self._manifest.index.names()
             self._spill.delete(before - held)
             self._spill.packs.end_unless(held)  # the sweep takes what nobody appends to
             return self._spill.sweep()
 
+    def _poor_packs(self) -> frozenset[tuple[str, int]]:
+        """Packs more than half dead, or too many, each with how many entries are dead."""
+        dead: Counter[str] = Counter()
+        count: Counter[str] = Counter()
+        for batch in self._manifest.index.batches:
+            dead[batch.name] += batch.dead
+            count[batch.name] += batch.record.count
+        many = len(count) > MOST_PACKS
+        return frozenset(
+            (name, dead[name])
+            for name, total in count.items()
+            if 2 * dead[name] > total or (many and total < BATCH_KEYS)
+        )
+
     def _written_more(self) -> None:
         """Called after a publication, without a lock."""
-
-
-def poor_packs(batches: Iterable[Batch]) -> set[str]:
-    """Packs that are more than half dead, or of which there are too many."""
-    dead: Counter[str] = Counter()
-    count: Counter[str] = Counter()
-    for batch in batches:
-        dead[batch.name] += batch.dead
-        count[batch.name] += batch.record.count
-    poor = {name for name, total in count.items() if 2 * dead[name] > total}
-    if len(count) > MOST_PACKS:
-        poor.update(name for name, total in count.items() if total < BATCH_KEYS)
-    return poor

@@ -34,7 +34,7 @@ from chest.index import AnyEntry
 from chest.manifest import Manifest
 from chest.memory import Weight, weigh
 from chest.packs import Packs
-from chest.protocols import Format
+from chest.protocols import Format, NeedsPrivateMap, Source
 from chest.records import Entry
 from chest.signing import Key
 from chest.sizing import SCALARS
@@ -48,6 +48,7 @@ log = logging.getLogger("chest")
 
 FEWEST_TRUSTED, MOST_SHRUNK = 4096, 4  # bytes; times the file that a value may take
 MOST_DRAFTS = 64  # files written before they are published: each holds a descriptor
+MOST_TENSORS = 1 << 16  # files known to hold tensors, 100 bytes each
 
 WantedName = Callable[[Hashable], str]
 
@@ -115,6 +116,7 @@ class SpillTier(SmallTier):
         self._full = full
         self._key = key
         self._file_ids = _file_ids()
+        self._tensors: set[str] = set()  # ids of files that need a private map
 
     def exclusive(self) -> AbstractContextManager[None]:
         """Hold the lock between processes; see `Manifest.exclusive`."""
@@ -352,22 +354,13 @@ class SpillTier(SmallTier):
             return Loaded(value, False, 0.0, weigh(value))
         assert type(entry) is Entry
         began = time.perf_counter()
-        form = self._format(entry, key)
-        size = entry.size if entry.digest else None
-        source = self.store.source(
-            entry.name,
-            key=key,
-            size=size,
-            mapped=mapped,
-            runs_code=entry.format in RUN_CODE,
-            # What was checked must be what is decoded: no map, which others can change.
-            private=self._key is not None,
-        )
-        if self._key is not None:
-            self._key.check_file(source, entry.signature)
-        if entry.format == "custom" and entry.digest:
-            self._check_whole(source.data, entry, key, source.path)
-        value = form.load(source, file_id=entry.file_id or None, full=self._full)
+        if mapped and entry.file_id in self._tensors:
+            mapped = "copy"
+        try:
+            source, value = self._decode(key, entry, mapped)
+        except NeedsPrivateMap:
+            self._remember_tensors(entry)
+            source, value = self._decode(key, entry, "copy")
         self.loaded += 1
         self.loaded_bytes += len(source.data)
         readonly = source.mapped and not source.writable
@@ -472,6 +465,34 @@ class SpillTier(SmallTier):
         self._file_ids = _file_ids()
 
     # -- steps -------------------------------------------------------------------------
+
+    def _remember_tensors(self, entry: Entry) -> None:
+        """Note that a file needs a private map, so that it is opened but once."""
+        if len(self._tensors) >= MOST_TENSORS:
+            self._tensors.clear()
+        self._tensors.add(entry.file_id)
+
+    def _decode(
+        self, key: Hashable, entry: Entry, mapped: str | None
+    ) -> tuple[Source, object]:
+        """Open the file of a value, and make the value of it."""
+        form = self._format(entry, key)
+        size = entry.size if entry.digest else None
+        source = self.store.source(
+            entry.name,
+            key=key,
+            size=size,
+            mapped=mapped,
+            runs_code=entry.format in RUN_CODE,
+            # What was checked must be what is decoded: no map, which others can change.
+            private=self._key is not None,
+        )
+        if self._key is not None:
+            self._key.check_file(source, entry.signature)
+        if entry.format == "custom" and entry.digest:
+            self._check_whole(source.data, entry, key, source.path)
+        file_id = entry.file_id or None
+        return source, form.load(source, file_id=file_id, full=self._full)
 
     def _attempt(self, job: Job) -> Written | Exception:
         """`encode`, with the exception as a result: others of the batch go on."""
