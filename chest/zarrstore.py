@@ -119,7 +119,7 @@ class ChestStore(Store):
             and self.read_only == other.read_only
         )
 
-    __hash__ = None
+    __hash__ = None  # type: ignore[assignment]
 
     def __repr__(self) -> str:
         return f"ChestStore({str(self)!r})"
