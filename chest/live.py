@@ -21,7 +21,7 @@ import weakref
 from collections.abc import Callable, Hashable, Iterator, MutableMapping
 from typing import Any, Self
 
-from chest import errors, system
+from chest import errors, keys, system
 from chest.arraytier import is_folder, reading, zarr_
 from chest.errors import short
 from chest.folder import SEAL, refusals
@@ -290,8 +290,6 @@ class Filling:
         base : AnyEntry, optional
             What the key must still be.
         """
-        from chest import keys
-
         chest, key, seal = self._chest, self._key, self._seal
         new = zarr_().Seal(
             key=keys.text(key),
@@ -318,7 +316,7 @@ class Filling:
                     raise _too_fast(chest, key)
                 entry.mapped = known.mapped
             slot = chest._slots.get(key)
-            entry.birth = (known or slot).birth if known or slot else _next(chest)
+            entry.birth = chest._birth_of(key)
             replaced = chest._spill.publish([Written(key, entry, self._draft)])
             if slot is not None and not (base is not None and slot.dirty):
                 chest._forget_slots([key])
@@ -330,10 +328,6 @@ class Filling:
     def __exit__(self, *exception: object) -> None:
         """Remove what was not published."""
         self._draft.discard()
-
-
-def _next(chest: Upkeep) -> int:
-    return chest._manifest.index.next_birth()
 
 
 def folder_entry(chest: Upkeep, key: Hashable) -> Entry:
