@@ -314,7 +314,7 @@ class Filling:
                     raise KeyError(key)
                 if not same(known, base):
                     raise _too_fast(chest, key)
-                entry.mapped = known.mapped
+                entry.mapped, entry.expires = known.mapped, known.expires
             slot = chest._slots.get(key)
             entry.birth = chest._birth_of(key)
             replaced = chest._spill.publish([Written(key, entry, self._draft)])
