@@ -280,7 +280,7 @@ class Chest(Arrays, Atomic, MutableMapping[Any, Any]):
         if ttl is None:
             self._set(key, value, options)
         else:
-            self._put_all({key: value}, options, expiry.deadline(ttl))
+            self._put(key, value, options, expiry.deadline(ttl))
 
     def _set(
         self,
@@ -289,7 +289,7 @@ class Chest(Arrays, Atomic, MutableMapping[Any, Any]):
         options: Options | None,
     ) -> None:
         if self._settings.publish == "each":
-            self._put_all({key: value}, options)
+            self._put(key, value, options)
             return
         self._look()
         if self._unusual:
@@ -368,7 +368,7 @@ class Chest(Arrays, Atomic, MutableMapping[Any, Any]):
             self._raise_first(self._write_out([slot], keep=True))
         value, entry, _ = self._read(key, mapped="copy")
         yield value
-        self._put_all({key: value}, (entry.format, entry.mapped), entry.expires)
+        self._put(key, value, (entry.format, entry.mapped), entry.expires)
 
     # -- all keys ----------------------------------------------------------------------
 

@@ -14,11 +14,10 @@ C2  A clean slot carries the entry that it equals; when another process publishe
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
 import threading
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from typing import Any, NoReturn
 
 from chest import errors, expiry
@@ -28,7 +27,7 @@ from chest.memory import MemoryTier, Slot
 from chest.opening import open_tier, temporary_folder
 from chest.settings import Settings, absolute
 
-__all__ = ["Changed", "Ledger", "generation"]
+__all__ = ["Changed", "Ledger", "Publishing", "generation"]
 
 
 class Ledger:
@@ -178,17 +177,9 @@ class Ledger:
         if slot.key not in self._fresh:
             slot.birth = self._fresh[slot.key] = self._manifest.index.next_birth()
 
-    @contextlib.contextmanager
-    def _publishing(self) -> Iterator[None]:
-        """Hold both locks, with everything seen."""
-        with self.lock:
-            self._check_open()
-            with self._spill.exclusive():
-                self._absorb()
-                try:
-                    yield
-                finally:
-                    self._watch()
+    def _publishing(self) -> Publishing:
+        """Hold both locks in a ``with`` block, with everything seen."""
+        return Publishing(self)
 
     # -- order -------------------------------------------------------------------------
 
@@ -241,6 +232,45 @@ class Ledger:
             msg,
             path=self.path,
         )
+
+
+class Publishing:
+    """Both locks of a chest, for one ``with`` block; may be nested."""
+
+    # A class, because a generator would take longer than the locks do.
+    __slots__ = ("_ledger", "_lock")
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+
+    def __enter__(self) -> None:
+        ledger = self._ledger
+        # Kept, because a fork within the block gives the child another one.
+        lock = self._lock = ledger.lock
+        lock.acquire()
+        try:
+            if ledger._closed:
+                ledger._refuse()
+            manifest = ledger._manifest
+            manifest.enter()
+            try:
+                news = manifest.changed or manifest.reloaded
+                if news or manifest.index.due != expiry.NEVER:
+                    ledger._absorb()
+            except BaseException:
+                manifest.leave()
+                raise
+        except BaseException:
+            lock.release()
+            raise
+
+    def __exit__(self, *exception: object) -> None:
+        ledger = self._ledger
+        try:
+            ledger._watch()
+            ledger._manifest.leave()
+        finally:
+            self._lock.release()
 
 
 class Changed:

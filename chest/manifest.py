@@ -166,19 +166,36 @@ class Manifest(LogFile):
         DroppedError
             The folder or the manifest was removed meanwhile.
         """
-        self.check_writable()
-        if not self._depth:
-            self._lock()
-        self._depth += 1
+        self.enter()
         try:
-            if self._depth == 1:
-                with folder.refusals(self.path, "could not be read"):
-                    self._prepare_to_write()
             yield
         finally:
-            self._depth -= 1
-            if not self._depth:
-                self._unlock()
+            self.leave()
+
+    def enter(self) -> None:
+        """Begin what `exclusive` does; `leave` must follow. May be nested."""
+        if self.readonly:
+            self.check_writable()
+        if self._depth:
+            self._depth += 1
+            return
+        self._lock()
+        self._depth = 1
+        try:
+            self._prepare_to_write()
+        except BaseException as error:
+            self.leave()
+            if isinstance(error, OSError) and not isinstance(error, errors.ChestError):
+                raise self._refused(error, "could not be read") from error
+            raise
+
+    def leave(self) -> None:
+        """End what `enter` began."""
+        if not self._depth:
+            return  # in a child that was forked meanwhile: the lock is the parent's
+        self._depth -= 1
+        if not self._depth:
+            self._unlock()
 
     def append(
         self,
@@ -208,17 +225,7 @@ class Manifest(LogFile):
             for entry in entries:
                 entry.generation = 0  # implied by the place in the log
         record = entries[0] if len(entries) == 1 else entries
-        line = self._lines.line(record, number)
-        end = self._position
-        try:
-            system.pwrite_all(self._fd, line, end)
-            if self.sync:
-                system.sync_file(self._fd)
-        except OSError as error:
-            self._take_back(end)
-            self._suspect = self.sync
-            raise self._refused(error, "could not be written to") from error
-        self._position = end + len(line)
+        self._write(self._lines.line(record, number))
         self._generation = number
         for entry in entries:
             entry.generation = entry.generation or number
@@ -227,6 +234,29 @@ class Manifest(LogFile):
         if batch is not None:
             self.index.apply_batch(batch, named, dead_places(batch.record))
         self._announce()
+
+    def append_one(self, key: Hashable, entry: Entry) -> None:
+        """`append` of one new entry."""
+        number = self._generation + 1
+        self._write(self._lines.line(entry, number))
+        self._generation = entry.generation = number
+        self.index.apply(key, entry)
+        self._announce()
+
+    def _write(self, line: bytes) -> None:
+        """Write a record at the end of the log; or nothing of it is left."""
+        end = self._position
+        try:
+            done = os.pwrite(self._fd, line, end) if system.POSIX else 0
+            if done < len(line):
+                system.pwrite_all(self._fd, memoryview(line)[done:], end + done)
+            if self.sync:
+                system.sync_file(self._fd)
+        except OSError as error:
+            self._take_back(end)
+            self._suspect = self.sync
+            raise self._refused(error, "could not be written to") from error
+        self._position = end + len(line)
 
     @property
     def wasteful(self) -> bool:

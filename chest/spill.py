@@ -242,28 +242,42 @@ class SpillTier(ArrayTier):
         ended = [(key, entry) for key in gone if (entry := find(key)) is not None]
         old = [entry for _, entry in ended]
         old += [entry for key, _, _ in batch if (entry := find(key)) is not None]
-        try:
-            with refusals(self.store.home.path, "takes no new name"):
-                self._place(batch)
-                pairs = [(key, Entry(each.text, gone="key")) for key, each in ended]
-                pairs += [(key, entry) for key, entry, _ in batch]
-                self.manifest.append(pairs, moved=moved)
-        except BaseException:
-            self.discard(batch)
-            raise
-        for _, _, draft in batch:
-            if draft is not None:
-                draft.release()
+        pairs = [(key, Entry(each.text, gone="key")) for key, each in ended]
+        pairs += [(key, entry) for key, entry, _ in batch]
+        files = [each for each in batch if each.draft is not None]
+        if not files:
+            self.manifest.append(pairs, moved=moved)
+        else:
+            self._publish_files(files, pairs, moved=moved)
         if not moved:
             self.written += len(batch)
             self.written_bytes += sum(entry.size for _, entry, _ in batch)
         return list({each.name for each in old if not is_shared(each)})
 
+    def _publish_files(
+        self,
+        files: Sequence[Written],
+        pairs: Sequence[tuple[Hashable, Entry]],
+        *,
+        moved: bool,
+    ) -> None:
+        """Name *files* and append the record that speaks of them; or leave neither."""
+        try:
+            with refusals(self.store.home.path, "takes no new name"):
+                self._place(files)
+                self.manifest.append(pairs, moved=moved)
+        except BaseException:
+            self.discard(files)
+            raise
+        for _, _, draft in files:
+            assert draft is not None
+            draft.release()
+
     def _place(self, batch: Sequence[Written]) -> None:
         """Give the files their names."""
         for key, entry, draft in batch:
-            if draft is not None:
-                entry.name = self.store.place(draft, self._checked_name(key))
+            assert draft is not None
+            entry.name = self.store.place(draft, self._checked_name(key))
         if self.manifest.sync:
             for name in {os.path.dirname(entry.name) for _, entry, _ in batch}:
                 self.store.home.sync(name + "/" if name else "")
