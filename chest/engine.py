@@ -440,7 +440,7 @@ class Engine(Packing):
             home.unlink(NAME, missing_ok=True)
             for name in list(home.names()):
                 if name.startswith(TEMPORARY):
-                    home.unlink(name, missing_ok=True)
+                    self._spill.store.delete(name)
         try:
             os.rmdir(self.path)
         except OSError:

@@ -74,7 +74,9 @@ class Ledger:
         self._settings = settings
         # What a set has to look at beyond the ordinary.
         self._unusual = (
-            settings.readonly or settings.publish == "each" or settings.format == "data"
+            settings.readonly
+            or settings.publish == "each"
+            or "data" in (settings.format, settings.fallback)
         )
         self._pid = os.getpid()
         # Packs, and how much of each was dead, that compaction could not empty.

@@ -21,6 +21,7 @@ __all__ = [
     "DEFAULT_MEMORY",
     "NAMES",
     "Settings",
+    "Spelled",
     "absolute",
     "check_word",
     "nothing",
@@ -32,7 +33,7 @@ DEFAULT_MEMORY = 1e9  # bytes, as in chest 0.2.3
 
 WORDS: dict[str, tuple[object, ...]] = {
     "mode": ("b", "t"),
-    "format": ("pickle", "data", "custom"),
+    "format": ("pickle", "data", "custom", "zarr"),
     "mapped": ("r", "copy", False),
     "publish": ("flush", "each"),
     "durability": ("memory", "process", "power"),
@@ -122,6 +123,13 @@ class Settings:
         )
 
     @property
+    def fallback(self) -> str:
+        """The format of what is no array, where arrays have one of their own."""
+        if self.trust == "data":
+            return "data"
+        return "custom" if self.is_custom else "pickle"
+
+    @property
     def budget(self) -> int:
         """``available_memory`` in bytes."""
         return int(self.available_memory)
@@ -136,6 +144,25 @@ class Settings:
             )
             raise TypeError(msg)
         return state
+
+
+class Spelled(str):
+    """A format's name, with the options that one value is to be written with.
+
+    Examples
+    --------
+    >>> form = Spelled("zarr", {"chunks": (10,)})
+    >>> form == "zarr", form.options
+    (True, {'chunks': (10,)})
+    """
+
+    options: dict[str, Any]
+
+    def __new__(cls, name: str, options: dict[str, Any]) -> Spelled:
+        """The name, with options."""
+        new = super().__new__(cls, name)
+        new.options = options
+        return new
 
 
 def check_word(option: str, value: object, words: tuple[object, ...]) -> None:

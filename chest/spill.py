@@ -29,6 +29,7 @@ import msgspec
 import xxhash
 
 from chest import errors, keys
+from chest.arraytier import ArrayTier, is_folder, zarr_
 from chest.folder import PACK, refusals, refused
 from chest.index import AnyEntry
 from chest.manifest import Manifest
@@ -38,8 +39,8 @@ from chest.protocols import Format, NeedsPrivateMap, Source
 from chest.records import Entry
 from chest.signing import Key
 from chest.sizing import SCALARS
-from chest.small import SmallTier, is_shared, is_small
-from chest.stores.local import Discard, Draft, LocalStore
+from chest.small import is_shared, is_small
+from chest.stores.local import Discard, Draft, FolderDraft, LocalStore
 
 __all__ = ["Job", "Loaded", "SpillTier", "Written", "missing"]
 
@@ -70,7 +71,7 @@ class Written(NamedTuple):
 
     key: Hashable
     entry: Entry
-    draft: Draft | None
+    draft: Draft | FolderDraft | None
 
 
 class Loaded(NamedTuple):
@@ -82,7 +83,7 @@ class Loaded(NamedTuple):
     weight: Weight
 
 
-class SpillTier(SmallTier):
+class SpillTier(ArrayTier):
     """The files and the manifest of one chest.
 
     Parameters
@@ -98,6 +99,8 @@ class SpillTier(SmallTier):
         Check mapped bytes as well (``verify="full"``).
     key : Key or None
         Signs and checks files in a signed chest.
+    fallback : str
+        The format of what is no array, where arrays have one of their own.
     """
 
     def __init__(
@@ -110,11 +113,13 @@ class SpillTier(SmallTier):
         wanted_name: WantedName,
         full: bool,
         key: Key | None,
+        fallback: str = "pickle",
     ) -> None:
         super().__init__(store, packs, manifest, formats)
         self._wanted_name = wanted_name
         self._full = full
         self._key = key
+        self._fallback = fallback
         self._file_ids = _file_ids()
         self._tensors: set[str] = set()  # ids of files that need a private map
 
@@ -122,9 +127,18 @@ class SpillTier(SmallTier):
         """Hold the lock between processes; see `Manifest.exclusive`."""
         return self.manifest.exclusive()
 
-    def name(self, key: Hashable) -> str:
-        """The name a new file for *key* would get now."""
-        return self.store.free_name(self._checked_name(key))
+    def name(self, key: Hashable, value: object = None, form: str = "") -> str:
+        """The name a new file for *key* would get now, written in the format *form*."""
+        suffix = FolderDraft.suffix if self._gets_folder(form, value) else ""
+        return self.store.free_name(self._checked_name(key), suffix)
+
+    def _gets_folder(self, form: str, value: object) -> bool:
+        # A folder's checksums are no protection from somebody who writes them anew.
+        return form == "zarr" and self._key is None and self.is_array(value)
+
+    def new_file_id(self) -> str:
+        """A name that no other file of any chest carries."""
+        return next(self._file_ids)
 
     # -- write -------------------------------------------------------------------------
 
@@ -152,12 +166,18 @@ class SpillTier(SmallTier):
             The disk refused. No file is left.
         """
         self.manifest.check_writable()
+        draft: Draft | FolderDraft
+        folder = self._gets_folder(job.format, job.value)
+        if job.format == "zarr" and not folder:
+            job = job._replace(format=self._fallback)
         try:
-            draft = self.store.draft()
+            draft = self.store.folder_draft() if folder else self.store.draft()
         except OSError as error:
             path = self.store.home.path
             raise refused(error, path, "takes no new file", job.key) from error
         try:
+            if isinstance(draft, FolderDraft):
+                return self._encode_array(job, draft)
             return self._encode(job, draft)
         except OSError as error:
             draft.discard()
@@ -320,6 +340,8 @@ class SpillTier(SmallTier):
 
     def check_storable(self, key: Hashable, value: object, form: str) -> None:
         """Raise EncodingError when the format "data" refuses *value*; no lock."""
+        if form == "zarr" and self._fallback == "data" and not self.is_array(value):
+            form = "data"
         if form == "data":
             sink = Discard(self.store.home.join(self.name(key)))
             text = keys.text(key)
@@ -333,6 +355,9 @@ class SpillTier(SmallTier):
         """What *value* would be written as now; None: it cannot be told."""
         if is_small(entry):
             return self._pickle.dumps(value)
+        if is_folder(entry):
+            digest: str | None = zarr_().value_digest(value)
+            return digest
         return self._format(entry, None).digest(value)
 
     def stored_digest(self, key: Hashable, entry: AnyEntry) -> str | bytes:
@@ -354,6 +379,11 @@ class SpillTier(SmallTier):
             return Loaded(value, False, 0.0, weigh(value))
         assert type(entry) is Entry
         began = time.perf_counter()
+        if is_folder(entry):
+            readonly = mapped == "r"
+            value = self.load_array(key, entry, readonly=readonly)
+            seconds = time.perf_counter() - began
+            return Loaded(value, readonly, seconds, weigh(value))
         if mapped and entry.file_id in self._tensors:
             mapped = "copy"
         try:
@@ -379,6 +409,9 @@ class SpillTier(SmallTier):
         try:
             if is_small(entry):
                 self.raw(key, entry)
+                return None
+            if is_folder(entry):
+                self.check_array(key, entry)
                 return None
             form = self._format(entry, key)
             source = self.store.source(
@@ -433,6 +466,8 @@ class SpillTier(SmallTier):
         new = msgspec.structs.replace(entry, birth=birth, generation=0, signature="")
         with refusals(self.store.home.path, f"takes no copy of {path}", key):
             self.manifest.check_writable()
+            if is_folder(entry):
+                return self._adopt_array(key, theirs, entry, new)
             draft = self.store.draft()
             try:
                 if not draft.adopt(path):
@@ -445,6 +480,17 @@ class SpillTier(SmallTier):
             except BaseException:
                 draft.discard()
                 raise
+        return Written(key, new, draft)
+
+    def _adopt_array(
+        self, key: Hashable, theirs: SpillTier, entry: Entry, new: Entry
+    ) -> Written:
+        draft = self.store.folder_draft()
+        try:
+            self.link_array(key, theirs, entry, draft)
+        except BaseException:
+            draft.discard()
+            raise
         return Written(key, new, draft)
 
     def sweep(self) -> int:
@@ -512,7 +558,7 @@ class SpillTier(SmallTier):
             job.birth,
             size=draft.size,
             digest=receipt.digest,
-            format=job.format,
+            format=str(job.format),
             file_id=file_id,
             nbytes=job.nbytes,
             cost=round(job.cost, 6),
@@ -521,6 +567,29 @@ class SpillTier(SmallTier):
         )
         if self._key is not None:
             entry.signature = self._key.sign_file(draft.view())
+        return Written(job.key, entry, draft)
+
+    def _encode_array(self, job: Job, draft: FolderDraft) -> Written:
+        seal = zarr_().Seal(key=keys.text(job.key), file_id=self.new_file_id())
+        options = getattr(job.format, "options", {})
+        digest = zarr_().dump(
+            job.value,
+            draft.fd,
+            path=draft.path,
+            key=job.key,
+            seal=seal,
+            options=options,
+        )
+        entry = self.draft_entry(
+            job.key,
+            draft,
+            seal,
+            digest,
+            birth=job.birth,
+            nbytes=job.nbytes,
+            cost=round(job.cost, 6),
+            mapped=job.mapped,
+        )
         return Written(job.key, entry, draft)
 
     def _check_whole(

@@ -72,7 +72,10 @@ class Upkeep(Engine):
         slot = self._slots.get(key)
         entry = self._manifest.index.get(key)
         if entry is None or not entry.name or (slot is not None and slot.dirty):
-            return self._spill.store.home.join(self._spill.name(key))
+            own = slot.options[0] if slot is not None and slot.options else None
+            form = own or self._settings.format
+            name = self._spill.name(key, self._values.get(key), form)
+            return self._spill.store.home.join(name)
         return self._spill.store.home.join(entry.name)
 
     def entry(self, key: Hashable) -> facts.KeyFacts:

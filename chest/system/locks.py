@@ -13,7 +13,7 @@ import time
 
 from chest.system.files import POSIX
 
-__all__ = ["holder", "lock", "open_directory", "try_lock", "unlock"]
+__all__ = ["holder", "lock", "open_directory", "share", "try_lock", "unlock"]
 
 LONGEST_NAP = 0.02  # seconds between two tries for a lock
 
@@ -96,6 +96,22 @@ def try_lock(fd: int) -> bool:
             return False
         raise
     return True
+
+
+def share(fd: int) -> None:
+    """Take a lock that others may share; waits while somebody has it alone.
+
+    Raises
+    ------
+    OSError
+        As `lock`.
+    """
+    if sys.platform != "win32":
+        import fcntl
+
+        fcntl.flock(fd, fcntl.LOCK_SH)
+    else:
+        lock(fd)  # Windows knows no other here
 
 
 if sys.platform != "win32":
