@@ -40,6 +40,7 @@ from chest.folder import SEAL
 
 __all__ = [
     "FolderStore",
+    "Piece",
     "Seal",
     "check",
     "check_whole",
@@ -48,6 +49,7 @@ __all__ = [
     "dump",
     "good_chunks",
     "is_exact",
+    "link_or_copy",
     "load",
     "open_array",
     "read_seal",
