@@ -24,7 +24,8 @@ from collections.abc import (
 from sys import getsizeof
 from typing import Any, Self
 
-from chest import keys, lifetime, settings
+from chest import errors, keys, lifetime, settings
+from chest.engine import is_readonly_array
 from chest.index import same
 from chest.keys import PLAIN
 from chest.keys import key_to_filename as key_to_filename  # chest 1.x has it here
@@ -392,6 +393,38 @@ class Chest(Upkeep, MutableMapping[Any, Any]):
             with self.lock:  # what was published before stands again
                 self._forget_slots([key] if changed.alive else [])
         self._raise_first(failed)
+
+    def _keep(self, key: Hashable, value: Any, seconds: float) -> None:
+        """Set and publish a value that took so long to make, and leave it to the caller.
+
+        It stays in memory only if it cannot be changed: the caller has the same object.
+        """
+        slot = self._set(key, value, None)
+        slot.cost = seconds
+        failed = self._write_out([slot], keep=True)
+        if failed and isinstance(failed[0][1], errors.EncodingError):
+            with self.lock:
+                self._forget_slots([key] if slot.alive else [])
+        self._raise_first(failed)
+        if not slot.fixed:
+            self._drop_clean([slot])
+
+    def _fresh_value(self, key: Hashable) -> tuple[Any, float]:
+        """A value that nobody else can change, and the seconds it took to make.
+
+        What is immutable comes from memory, anything else is read anew.
+        """
+        self._look()
+        slot, entry = self._slots.get(key), self._manifest.index.get(key)
+        if entry is None or (slot is not None and slot.fixed):
+            return self[key], slot.cost if slot is not None else 0.0
+        value, entry, loaded = self._read(key)
+        readonly = loaded.mapped and is_readonly_array(value)
+        if readonly or type(value) in SCALARS:
+            value = self._admit(
+                key, value, entry, loaded.weight, loaded.seconds, readonly=readonly
+            )
+        return value, entry.cost
 
     # -- all keys ----------------------------------------------------------------------
 

@@ -46,6 +46,7 @@ class Ledger:
         "_memory",
         "_packs",
         "_pid",
+        "_savers",
         "_seen",
         "_settings",
         "_slots",
@@ -94,6 +95,7 @@ class Ledger:
         self._count, self._touch = self._memory.count, self._memory.touch
         self._fresh: dict[Hashable, int] = {}
         self._spills = self._freed = 0
+        self._savers: list[Any] = []  # what counts the time that memoizing saves
         self._word: Any = self._manifest.word
         self._seen = self._manifest.seen
         self._closed = False

@@ -23,6 +23,7 @@ lock = locks.lock
 open_directory = locks.open_directory
 try_lock = locks.try_lock
 unlock = locks.unlock
+FileMap = maps.FileMap
 address = maps.address
 map_file = maps.map_file
 map_shared_words = maps.map_shared_words
