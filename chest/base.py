@@ -59,7 +59,9 @@ class About(msgspec.Struct, omit_defaults=True):
     aside : list of int
         Rows of keys that are pickled: what is equal may have another hash.
     inline : list of int
-        Rows of values that lie in the log.
+        Rows of values that lie in the log until they are settled.
+    deadlines, expiring : list
+        The deadlines [Unix time] that entries have, sorted, and their rows.
     """
 
     id: str
@@ -73,6 +75,8 @@ class About(msgspec.Struct, omit_defaults=True):
     dead: list[int] = []
     aside: list[int] = []
     inline: list[int] = []
+    deadlines: list[float] = []
+    expiring: list[int] = []
 
 
 class Base:
@@ -241,6 +245,7 @@ def rows(
     births: list[Any] = []
     places: list[Any] = []
     odd: list[tuple[int, bool]] = []  # (unsorted row, is it an inline value)
+    due: list[tuple[float, int]] = []  # (deadline, unsorted row)
     batches: list[Batch] = []
     count = 0
     for batch, some in live:
@@ -249,9 +254,7 @@ def rows(
         if some is not None:
             where = np.array(sorted(some), np.uint64)
             texts, born = [texts[place] for place in where], born[where.astype(np.intp)]
-        odd += [
-            (count + n, False) for n, text in enumerate(texts) if b'"pickle"' in text
-        ]
+        odd += ((count + n, False) for n, t in enumerate(texts) if b'"pickle"' in t)
         hashes.append(np.array([_hash_of(text) for text in texts], np.uint64))
         births.append(born)
         places.append(where | np.uint64(PACKED | len(batches) << 32))
@@ -267,7 +270,9 @@ def rows(
         at += LENGTH + len(record)
         if b'"pickle"' in keys.text(key).encode():
             odd.append((count, False))
-        if entry.value is not None:
+        if entry.expires is not None:
+            due.append((entry.expires, count))
+        elif entry.value is not None:
             odd.append((count, True))
         count += 1
     column = np.concatenate([np.empty(0, np.uint64), *births])
@@ -277,6 +282,9 @@ def rows(
     about.batches = [batch.record for batch in batches]
     about.dead = [batch.dead for batch in batches]
     about.aside = sorted({int(rank[row]) for row, inline in odd if not inline})
+    due.sort()
+    about.deadlines = [deadline for deadline, _ in due]
+    about.expiring = [int(rank[row]) for _, row in due]
     about.inline = sorted(int(rank[row]) for row, inline in odd if inline)
     return lines(
         about=_encode(about),

@@ -199,6 +199,8 @@ class Engine(Packing):
                         self._fresh.pop(slot.key, None)
                     continue
                 result.entry.birth = (known or slot).birth
+                if not slot.dirty and slot.entry is not None:
+                    result.entry.expires = slot.entry.expires  # changed in place
                 current.append((slot, result))
             replaced = self._spill.publish([result for _, result in current])
             for slot, result in current:
@@ -374,6 +376,7 @@ class Engine(Packing):
         self._give_back(leaving)
         if self._settings.readonly:
             return
+        self._bury()
         if not keep:
             self._settle()
         index = self._manifest.index

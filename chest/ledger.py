@@ -21,7 +21,7 @@ import threading
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from typing import Any, NoReturn
 
-from chest import errors
+from chest import errors, expiry
 from chest.eviction import policy as make_policy
 from chest.index import AnyEntry
 from chest.memory import MemoryTier, Slot
@@ -96,9 +96,9 @@ class Ledger:
         self._fresh: dict[Hashable, int] = {}
         self._spills = self._freed = 0
         self._savers: list[Any] = []  # what counts the time that memoizing saves
-        self._word: Any = self._manifest.word
-        self._seen = self._manifest.seen
+        self._word: Any
         self._closed = False
+        self._absorb()
 
     def _make_lock(self) -> None:
         """A new lock between threads; its methods at hand, which a set is quicker by."""
@@ -130,7 +130,9 @@ class Ledger:
     def _absorb(self) -> None:
         """Let memory follow what the manifest has read (C1, C2)."""
         manifest = self._manifest
-        self._word, self._seen = manifest.word, manifest.seen
+        if manifest.index.due <= expiry.now():
+            manifest.changed.update(manifest.index.expire(expiry.now()))
+        self._watch()
         if manifest.reloaded:
             self._spill.packs.keep_only({each.name for each in manifest.index.batches})
             changed: Sequence[Hashable] = [*self._slots]
@@ -153,6 +155,14 @@ class Ledger:
                 self._memory.drop(slot)
             else:
                 slot.entry = entry  # the same value, perhaps in another place
+
+    def _watch(self) -> None:
+        """Note what a look compares: what was published, and the next deadline."""
+        manifest = self._manifest
+        self._seen, due = manifest.seen, manifest.index.due
+        # Only a chest with deadlines looks at the clock.
+        word = manifest.word
+        self._word = word if due == expiry.NEVER else expiry.Due(word, due)
 
     def _give_way(self, published: Iterable[Hashable]) -> None:
         """Settle births that two processes gave at once: who published keeps the place."""
@@ -178,7 +188,7 @@ class Ledger:
                 try:
                     yield
                 finally:
-                    self._word, self._seen = self._manifest.word, self._manifest.seen
+                    self._watch()
 
     # -- order -------------------------------------------------------------------------
 

@@ -43,11 +43,16 @@ class Packing(Ledger):
                     self._memory.drop(slot)
 
     def _taken(self, slots: Sequence[Slot]) -> list[tuple[Slot, Any]]:
-        """Those that are in memory still, with their values. Lock held."""
+        """Those that are in memory still, with their values. Lock held.
+
+        A key that was set anew since they were listed is there with its new slot: one
+        that is set all the time would never be written otherwise.
+        """
         find, values = self._manifest.index.get, self._values
         here = []
-        for slot in slots:
-            if slot.alive:
+        for listed in slots:
+            slot = listed if listed.alive else self._slots.get(listed.key)
+            if slot is not None:
                 slot.seen = generation(find(slot.key))
                 here.append((slot, values[slot.key]))
         return here
@@ -165,6 +170,15 @@ class Packing(Ledger):
             written.append(self._spill.inline(job, data))
         return written
 
+    def _bury(self) -> None:
+        """Publish that expired keys are gone, and give their space back."""
+        self._look()
+        if not self._manifest.index.expired:
+            return
+        with self._publishing():
+            names = self._spill.bury()
+        self._spill.delete(names)
+
     def _settle(self) -> None:
         """Give the values that lie in the log a file, or many of them a pack."""
         if not self._manifest.index.inline:
@@ -249,6 +263,7 @@ class Packing(Ledger):
     def _compact(self) -> int:
         """Rewrite packs that are half dead or too many, then the manifest, then sweep."""
         self._settle()
+        self._bury()
         with self._publishing():
             live = self._manifest.index.live()
             poor = poor_packs(self._manifest.index.batches)

@@ -29,7 +29,7 @@ import os
 import secrets
 import threading
 from array import array
-from collections.abc import Callable, Collection, Hashable, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
 from itertools import accumulate
 from typing import Any
 
@@ -44,6 +44,8 @@ __all__ = ["Batch", "Packed", "Packs", "Small"]
 
 PACK_NBYTES = 256 << 20  # a pack that is larger gets no further batch
 BATCH_KEYS = 1 << 16  # keys of one batch at most
+GAP = 4096  # bytes of other values that are read along rather than left out
+RUN = 1 << 20  # bytes of one read
 MOST_OPEN = 128  # packs whose descriptor is kept for reading
 NOT_PLAIN = (errno.ELOOP, errno.EINVAL, errno.EISDIR)  # a link, a pipe, a folder
 
@@ -343,6 +345,31 @@ class Packs:
             )
             raise errors.CorruptValueError(message, key=key, path=path)
         return data
+
+    def read_many(
+        self, batch: Batch, places: Sequence[int]
+    ) -> Iterator[tuple[int, bytes]]:
+        """(place, pickle) of values of one batch, those that are near in one read.
+
+        *places* are sorted. What cannot be read, or fails its check, is left out: who
+        reads it alone learns why.
+        """
+        runs: list[list[tuple[int, int, int, int]]] = []
+        end = 0
+        for place in places:
+            offset, size, check = batch.where(place)
+            if not runs or offset - end > GAP or end - runs[-1][0][1] > RUN:
+                runs.append([])
+            runs[-1].append((place, offset, size, check))
+            end = offset + size
+        for run in runs:
+            start, (_, last, size, _) = run[0][1], run[-1]
+            with contextlib.suppress(OSError, errors.ChestError):
+                data = self._read(batch.name, start, last + size - start, bool)
+                for place, offset, size, check in run:
+                    each = (data or b"")[offset - start : offset - start + size]
+                    if _digest(each) & _HALF == check:
+                        yield place, each
 
     def is_there(self, name: str) -> bool:
         """The pack was not removed meanwhile; called under the manifest's lock."""

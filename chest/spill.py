@@ -191,10 +191,20 @@ class SpillTier(SmallTier):
         job = Job(key, value, entry.birth, nbytes, entry.cost, "pickle", entry.mapped)
         written = self.encode(job)
         written.entry.generation = entry.generation
+        written.entry.expires = entry.expires
         return written
 
-    def publish(self, batch: Sequence[Written], *, moved: bool = False) -> list[str]:
+    def publish(
+        self,
+        batch: Sequence[Written],
+        *,
+        gone: Sequence[Hashable] = (),
+        moved: bool = False,
+    ) -> list[str]:
         """Name the files and append one record; called within `exclusive`.
+
+        The keys that are *gone*, which must be there, end in the same record, before
+        those of the batch are set.
 
         Returns
         -------
@@ -206,14 +216,17 @@ class SpillTier(SmallTier):
         StoreError
             The disk refused. None of the batch was published, no file is left.
         """
-        if not batch:
+        if not batch and not gone:
             return []
-        find = self.manifest.index.get
-        old = [find(key) for key, _, _ in batch]
+        find = self.manifest.index.held
+        ended = [(key, entry) for key in gone if (entry := find(key)) is not None]
+        old = [entry for _, entry in ended]
+        old += [entry for key, _, _ in batch if (entry := find(key)) is not None]
         try:
             with refusals(self.store.home.path, "takes no new name"):
                 self._place(batch)
-                pairs = [(key, entry) for key, entry, _ in batch]
+                pairs = [(key, Entry(each.text, gone="key")) for key, each in ended]
+                pairs += [(key, entry) for key, entry, _ in batch]
                 self.manifest.append(pairs, moved=moved)
         except BaseException:
             self.discard(batch)
@@ -224,7 +237,7 @@ class SpillTier(SmallTier):
         if not moved:
             self.written += len(batch)
             self.written_bytes += sum(entry.size for _, entry, _ in batch)
-        return [each.name for each in old if each is not None and not is_shared(each)]
+        return list({each.name for each in old if not is_shared(each)})
 
     def _place(self, batch: Sequence[Written]) -> None:
         """Give the files their names."""
@@ -243,14 +256,7 @@ class SpillTier(SmallTier):
 
     def remove(self, gone: Sequence[Hashable]) -> list[str]:
         """Append tombstones; called within `exclusive`. Returns names to `delete`."""
-        entries = [self.manifest.index.get(key) for key in gone]
-        pairs = [
-            (key, Entry(entry.text, gone="key"))
-            for key, entry in zip(gone, entries, strict=True)
-            if entry is not None
-        ]
-        self.manifest.append(pairs)
-        return [each.name for each in entries if each and not is_shared(each)]
+        return self.publish([], gone=gone)
 
     def remove_all(self) -> list[str]:
         """Append the record that ends all keys; called within `exclusive`.
@@ -395,6 +401,11 @@ class SpillTier(SmallTier):
             That the key has here.
         """
         if is_small(entry):
+            if entry.expires is not None and entry.value is not None:
+                # A pack has no deadlines, and a file for each would be too many.
+                new = self.in_log(key, entry.value, birth, entry.nbytes, entry)
+                new.generation = 0
+                return Written(key, new, None)
             written = self.unfold(key, entry, theirs)
             written.entry.birth, written.entry.generation = birth, 0
             return written

@@ -319,10 +319,10 @@ class Upkeep(Engine):
         """Take over values of another chest, whose entries these are."""
         with self.lock:
             births = {key: self._birth_of(key) for key, _ in pairs}
-        small = [pair for pair in pairs if is_small(pair[1])]
+        small = [pair for pair in pairs if _may_share(pair[1])]
         if self._packs and len(small) >= FEWEST_PACKED:
             self._adopt_small(theirs, small, births)
-            pairs = [pair for pair in pairs if not is_small(pair[1])]
+            pairs = [pair for pair in pairs if not _may_share(pair[1])]
         for start in range(0, len(pairs), MOST_DRAFTS):
             written: list[Written] = []
             try:
@@ -389,6 +389,11 @@ class Upkeep(Engine):
                     self._revive(slot)
         self._spill.delete(names)
         return len(gone)
+
+
+def _may_share(entry: AnyEntry) -> bool:
+    """A small value that may lie in a pack, where there are no deadlines."""
+    return is_small(entry) and entry.expires is None
 
 
 class _InMemory(Mapping[Any, Any]):

@@ -39,7 +39,9 @@ __all__ = ["Code", "is_own", "plain_function"]
 
 assert libraries is not None  # it registers its types
 
-KINDS: Final = 0x04 | 0x08 | 0x20 | 0x80 | 0x200  # of co_flags: *args to async generator
+KINDS: Final = (
+    0x04 | 0x08 | 0x20 | 0x80 | 0x200
+)  # of co_flags: *args to async generator
 SILENT: Final = frozenset({"EXTENDED_ARG", "NOP", "PRECALL", "RESUME"})
 ATTRIBUTE: Final = frozenset({"LOAD_ATTR", "LOAD_METHOD"})
 NOTES: Final = frozenset(  # what the compiler notes in a class, and says nothing
@@ -72,6 +74,7 @@ IMMUTABLE: Final = (
     re.Pattern,
     uuid.UUID,
 )
+
 
 class Code:
     """What a function or class does.
@@ -123,7 +126,10 @@ def _checker(survey: _Survey) -> Callable[[], bool]:
     for space, missing in survey.missing.values():
         there = name(space)
         checks += [f"{key!r} not in {there}" for key in missing]
-    return eval("lambda: " + (" and ".join(checks) or "True"), held)
+    check: Callable[[], bool] = eval(
+        "lambda: " + (" and ".join(checks) or "True"), held
+    )
+    return check
 
 
 class _Survey:
@@ -163,20 +169,12 @@ class _Survey:
             self._object(thing)
 
     def _object(self, thing: Any) -> None:
-        """Captured data, and what wraps a function."""
-        if isinstance(thing, types.BuiltinFunctionType | types.ModuleType):
+        """Captured data, or what wraps a function."""
+        inner = _inside(thing)
+        if inner is not None:
+            self._each(inner)
+        elif isinstance(thing, types.BuiltinFunctionType | types.ModuleType):
             self.say(getattr(thing, "__module__", None), thing.__name__)
-        elif isinstance(thing, types.MethodType | classmethod | staticmethod):
-            self.visit(thing.__func__)
-        elif isinstance(thing, property):
-            self._each([thing.fget, thing.fset, thing.fdel])
-        elif isinstance(thing, functools.partial):
-            self._each([thing.func, *thing.args])
-            self._each(each for pair in sorted(thing.keywords.items()) for each in pair)
-        elif isinstance(thing, functools.cached_property):
-            self.visit(thing.func)
-        elif callable(getattr(thing, "__wrapped__", None)):
-            self.visit(thing.__wrapped__)
         elif isinstance(thing, tuple):
             self.say(type(thing).__qualname__, len(thing))
             self._each(thing)
@@ -184,9 +182,6 @@ class _Survey:
             self.parts.append(sealed(b"set", *sorted(map(self._alone, thing))))
         elif isinstance(thing, IMMUTABLE):
             self.say(thing)
-        elif _is_frozen(thing):
-            self.visit(type(thing))
-            self._each(getattr(thing, name) for name in type(thing).__match_args__)
         else:
             self.say("mutable")  # only its name counts, which was said already
 
@@ -329,9 +324,10 @@ class _Facts:
                     [value] if name in ("LOAD_GLOBAL", "LOAD_NAME") and value else []
                 )
             imported = self._import(name, value, step.arg, said, imported)
-            if name in ("STORE_GLOBAL", "STORE_DEREF", "DELETE_GLOBAL"):
-                if name != "STORE_DEREF" or value in code.co_freevars:
-                    self.stored.add(value)
+            if name in ("STORE_GLOBAL", "DELETE_GLOBAL") or (
+                name == "STORE_DEREF" and value in code.co_freevars
+            ):
+                self.stored.add(value)
             if isinstance(value, types.CodeType):
                 value = self._read(value)
             elif type(value) not in SCALARS:
@@ -409,10 +405,24 @@ def _own_import(home: str, space: dict[str, Any]) -> types.ModuleType | None:
     return sys.modules[name] if _is_own_module(name) else None
 
 
-def _is_frozen(thing: Any) -> bool:
-    """A frozen dataclass."""
+def _inside(thing: Any) -> list[Any] | None:
+    """What there is to visit in something that wraps it; None: it wraps nothing."""
+    if isinstance(thing, types.MethodType | classmethod | staticmethod):
+        return [thing.__func__]
+    if isinstance(thing, property):
+        return [thing.fget, thing.fset, thing.fdel]
+    if isinstance(thing, functools.cached_property):
+        return [thing.func]
+    if isinstance(thing, functools.partial):
+        named = [each for pair in sorted(thing.keywords.items()) for each in pair]
+        return [thing.func, *thing.args, *named]
+    if callable(getattr(thing, "__wrapped__", None)):
+        return [thing.__wrapped__]
     params = getattr(type(thing), "__dataclass_params__", None)
-    return bool(getattr(params, "frozen", False))
+    if getattr(params, "frozen", False):
+        kind = type(thing)
+        return [kind, *(getattr(thing, name) for name in kind.__dataclass_fields__)]
+    return None
 
 
 def plain_function(thing: Any) -> Any:

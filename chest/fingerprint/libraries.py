@@ -88,7 +88,7 @@ def _buffer(value: Any) -> bytes:
         buffersize=max(1, STRIP // value.itemsize),
     )
     for strip in strips:
-        hasher.update(np.ascontiguousarray(strip).view(np.uint8))
+        hasher.update(memoryview(np.ascontiguousarray(strip).view(np.uint8)))
     return hasher.digest()
 
 

@@ -28,7 +28,16 @@ import xxhash
 
 from chest.errors import FingerprintError
 
-__all__ = ["HANDLERS", "LIBRARIES", "Handler", "Walk", "fingerprint", "named", "sealed", "token"]
+__all__ = [
+    "HANDLERS",
+    "LIBRARIES",
+    "Handler",
+    "Walk",
+    "fingerprint",
+    "named",
+    "sealed",
+    "token",
+]
 
 SCALARS: Final = frozenset({type(None), bool, int, float, complex, str, bytes})
 LONGEST_TOKEN: Final = 4096  # bytes; a longer text is hashed at once, not joined
@@ -89,7 +98,9 @@ class Walk:
     def __init__(self, *, code: bool = True) -> None:
         self.code = code
         self._active: dict[int, int] = {}
-        self._known: dict[int, tuple[Any, bytes]] = {}  # the value, so that its id stays
+        self._known: dict[
+            int, tuple[Any, bytes]
+        ] = {}  # the value, so that its id stays
         self._cycles = 0
 
     def token(self, value: Any) -> bytes:
@@ -245,13 +256,14 @@ def _instance(walk: Walk, value: Any) -> bytes:
             value, "it is used up by the call. Pass a list, or a function that makes it"
         )
     try:
-        reduced = value.__reduce_ex__(4)
+        reduced: Any = value.__reduce_ex__(4)
     except Exception as error:
         raise refused(value, f"it cannot be pickled ({error})") from error
     if isinstance(reduced, str):
         home = getattr(value, "__module__", type(value).__module__)
         return sealed(b"named", _dumps(f"{home}.{reduced}", VERSION))
-    make, given, state, items, pairs, *_ = (*reduced, None, None, None, None)
+    make, given, *rest = reduced
+    state, items, pairs = [*rest, None, None, None][:3]
     held = [make, given, state, list(items or ()), list(pairs or ())]
     return sealed(b"object", walk.tokens(held))
 

@@ -116,9 +116,7 @@ def _fixed(function: Any) -> list[Any]:
     return []
 
 
-def _binder(
-    signature: inspect.Signature, name: str
-) -> Callable[..., tuple[Any, ...]]:
+def _binder(signature: inspect.Signature, name: str) -> Callable[..., tuple[Any, ...]]:
     """A function of the same signature that returns its arguments, defaults filled in.
 
     ``Signature.bind`` takes ten times as long.
@@ -135,7 +133,7 @@ def _binder(
             kinds.VAR_POSITIONAL,
         ):
             before.append("*")
-        stars = {kinds.VAR_POSITIONAL: "*", kinds.VAR_KEYWORD: "**"}
+        stars: dict[Any, str] = {kinds.VAR_POSITIONAL: "*", kinds.VAR_KEYWORD: "**"}
         text = stars.get(each.kind, "") + each.name
         if each.default is not kinds.empty:
             space[f"_default{number}"] = each.default

@@ -17,9 +17,9 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Generic, NamedTuple, ParamSpec, Self, TypeVar, cast
+from typing import Any, Generic, NamedTuple, ParamSpec, TypeVar, cast
 
-from chest import errors, reprs
+from chest import errors, expiry, reprs
 from chest.core import Chest
 from chest.fingerprint import Code, fingerprint, plain_function
 from chest.memo import flights
@@ -105,7 +105,10 @@ class Counts:
     def sum(self, name: str) -> float:
         """One figure of all threads."""
         with self._lock:
-            return sum(getattr(each, name) for each in [*self._living, self._ended])
+            total: float = sum(
+                getattr(each, name) for each in [*self._living, self._ended]
+            )
+        return total
 
     @property
     def saved(self) -> float:
@@ -130,6 +133,7 @@ class Memo(Generic[P, R]):
     chest: Chest
     __wrapped__: Callable[P, R]
     __name__: str
+    __qualname__: str
 
     def __init__(
         self, chest: Chest, function: Any, options: dict[str, Any], name: str = ""
@@ -181,7 +185,7 @@ class Memo(Generic[P, R]):
             if known is not None and args in known and self._holds():
                 key, seconds, plain = known[args]
                 try:
-                    value = self.chest[key] if plain else self._fresh(key)
+                    value: R = self.chest[key] if plain else self._fresh(key)
                 except (KeyError, errors.CorruptError, errors.DecodingError):
                     pass  # it was deleted, or has to be computed again
                 else:
@@ -189,7 +193,7 @@ class Memo(Generic[P, R]):
                     mine.hit = True
                     mine.hits += 1
                     mine.saved += seconds
-                    return value  # type: ignore[no-any-return]
+                    return value
         return self._answer(args, kwargs)
 
     def _fresh(self, key: tuple[str, str, str]) -> Any:
@@ -239,7 +243,7 @@ class Memo(Generic[P, R]):
 
     def _keep(self, key: tuple[str, str, str], value: Any, seconds: float) -> None:
         try:
-            self.chest._keep(key, value, seconds)
+            self.chest._keep(key, value, seconds, self._ttl)
         except errors.StoreError as error:
             # What was computed is worth more than that it is kept.
             warnings.warn(
@@ -352,9 +356,7 @@ class Memo(Generic[P, R]):
             if type(key) is tuple and len(key) == 3 and key[:2] == ("memo", self.name):
                 yield key
 
-    def forget(
-        self, *args: Any, older_than: float | None = None, **kwargs: Any
-    ) -> int:
+    def forget(self, *args: Any, older_than: float | None = None, **kwargs: Any) -> int:
         """Delete the result of a call; or all results that are old.
 
         Parameters
@@ -563,15 +565,14 @@ def memoize(
     (True, 1)
     >>> c.close()
     """
-    if not isinstance(chest, Chest):
+    if not isinstance(cast("object", chest), Chest):
         msg = f"memoize() needs a Chest: @memoize(c), not {errors.short(chest)}"
         raise TypeError(msg)
     if on_error not in ("raise", "cache"):
         msg = f"on_error must be 'raise' or 'cache', not {on_error!r}"
         raise ValueError(msg)
-    if ttl is not None and not ttl > 0:
-        msg = f"ttl must be a number of seconds above 0, not {ttl!r}"
-        raise ValueError(msg)
+    if ttl is not None:
+        expiry.deadline(ttl)  # which refuses what is no time
     options = {
         "ignore": (ignore,) if isinstance(ignore, str) else tuple(ignore),
         "ttl": ttl,

@@ -137,7 +137,9 @@ def _flying(home: Folder, name: Name, fd: int | None) -> Iterator[None]:
         _mine.reset(inside)
         if fd is not None and fd in _held:  # not in a child that was forked inside
             _held.discard(fd)
-            with contextlib.suppress(OSError, errors.ChestError):  # the folder was dropped
+            with contextlib.suppress(
+                OSError, errors.ChestError
+            ):  # the folder was dropped
                 home.unlink(_file(name[1]), missing_ok=True)
             # Children that were made meanwhile may have the descriptor, too.
             system.unlock(fd)

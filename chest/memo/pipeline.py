@@ -10,7 +10,7 @@ import functools
 import inspect
 import pickle
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, cast, overload
 
 from chest.errors import short
 from chest.memo.decorator import MISSING, Memo
@@ -108,8 +108,10 @@ def map(
     [0, 1, 4, 9, 16]
     >>> c.close()
     """
-    if not isinstance(function, Memo):
-        msg = f"map() needs a memoized function, as @chest.memoize(c) makes: {function!r}"
+    if not isinstance(cast("object", function), Memo):
+        msg = (
+            f"map() needs a memoized function, as @chest.memoize(c) makes: {function!r}"
+        )
         raise TypeError(msg)
     if inspect.iscoroutinefunction(function.__wrapped__):
         msg = f"{function.name} is a coroutine function: use asyncio.gather"
@@ -216,6 +218,4 @@ def _bar(total: int, found: int, name: str, progress: bool) -> Any:
     # No thread that outlives the bar.
     bar: Any = type("Bar", (tqdm,), {"monitor_interval": 0})
     text = name.rpartition(".")[2]
-    return bar(
-        total=total, initial=found, desc=text, leave=False, disable=not progress
-    )
+    return bar(total=total, initial=found, desc=text, leave=False, disable=not progress)

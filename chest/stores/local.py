@@ -279,6 +279,17 @@ class LocalStore:
         with contextlib.suppress(OSError):
             os.utime(self.home.join(name), follow_symlinks=False)
 
+    def read_ahead(self, name: str) -> None:
+        """Ask the system to read a file from the disk meanwhile; nothing is waited for."""
+        try:
+            fd = self.home.open(name)
+        except OSError:
+            return  # who reads it for good will say what is wrong
+        try:
+            system.read_ahead(fd)
+        finally:
+            system.close(fd)
+
     def sealed(self) -> Iterator[str]:
         """Files that end as our formats do, and packs: values, published or not."""
         for name in self.home.names():

@@ -22,6 +22,7 @@ __all__ = [
     "close",
     "flush_file",
     "pwrite_all",
+    "read_ahead",
     "read_all",
     "sync_directory",
     "sync_file",
@@ -98,6 +99,12 @@ def _write_rest(fd: int, batch: Sequence[Buffer], done: int) -> None:
         if rest:
             rest[0] = rest[0][done:]
             done = _write_some(fd, rest)
+
+
+def read_ahead(fd: int) -> None:
+    """Ask the system to have the whole file at hand soon, where it takes such wishes."""
+    if hasattr(os, "posix_fadvise"):
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_WILLNEED)
 
 
 def pwrite_all(fd: int, data: Buffer, offset: int) -> int:
