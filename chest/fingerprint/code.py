@@ -29,7 +29,7 @@ import sysconfig
 import types
 import uuid
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
 from chest.fingerprint import libraries
@@ -116,10 +116,14 @@ def _checker(survey: _Survey) -> Callable[[], bool]:
         held[word] = thing
         return word
 
-    for function in survey.functions:
-        checks.append(f"{name(function)}.__code__ is {name(function.__code__)}")
-    for cell in survey.cells:
-        checks.append(f"{name(cell)}.cell_contents is {name(cell.cell_contents)}")
+    checks += [
+        f"{name(function)}.__code__ is {name(function.__code__)}"
+        for function in survey.functions
+    ]
+    checks += [
+        f"{name(cell)}.cell_contents is {name(cell.cell_contents)}"
+        for cell in survey.cells
+    ]
     for space, found in survey.spaces.values():
         there = name(space)
         checks += [f"{there}[{key!r}] is {name(value)}" for key, value in found.items()]

@@ -88,7 +88,8 @@ def _buffer(value: Any) -> bytes:
         buffersize=max(1, STRIP // value.itemsize),
     )
     for strip in strips:
-        hasher.update(memoryview(np.ascontiguousarray(strip).view(np.uint8)))
+        piece: Any = np.ascontiguousarray(strip).view(np.uint8)
+        hasher.update(piece)
     return hasher.digest()
 
 

@@ -185,7 +185,7 @@ class Memo(Generic[P, R]):
             if known is not None and args in known and self._holds():
                 key, seconds, plain = known[args]
                 try:
-                    value: R = self.chest[key] if plain else self._fresh(key)
+                    value = self.chest[key] if plain else self._fresh(key)
                 except (KeyError, errors.CorruptError, errors.DecodingError):
                     pass  # it was deleted, or has to be computed again
                 else:
@@ -193,7 +193,7 @@ class Memo(Generic[P, R]):
                     mine.hit = True
                     mine.hits += 1
                     mine.saved += seconds
-                    return value
+                    return cast("R", value)
         return self._answer(args, kwargs)
 
     def _fresh(self, key: tuple[str, str, str]) -> Any:
