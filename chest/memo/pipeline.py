@@ -218,4 +218,4 @@ def _bar(total: int, found: int, name: str, progress: bool) -> Any:
     # No thread that outlives the bar.
     bar: Any = type("Bar", (tqdm,), {"monitor_interval": 0})
     text = name.rpartition(".")[2]
-    return bar(total=total, initial=found, desc=text, leave=False, disable=not progress)
+    return bar(total=total, initial=found, desc=text, disable=not progress)

@@ -401,7 +401,9 @@ def test_nested_functions_and_classes_count():
 
 
 def test_classes_count_with_their_methods_and_bases():
-    text = "class A:\n    def m(self): return {}\nclass B(A): pass\ndef f(): return B()\n"
+    text = (
+        "class A:\n    def m(self): return {}\nclass B(A): pass\ndef f(): return B()\n"
+    )
 
     assert code(text.format(1)) == code(text.format(1)) != code(text.format(2))
 
