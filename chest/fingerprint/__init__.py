@@ -6,7 +6,10 @@ Does not own: how either is made (`values`, `libraries`, `code`), what it is goo
 
 from __future__ import annotations
 
-from chest.fingerprint.code import Code, is_own, plain_function
-from chest.fingerprint.values import fingerprint, token
+from chest.fingerprint import code, values
 
-__all__ = ["Code", "fingerprint", "is_own", "plain_function", "token"]
+Code = code.Code
+is_own = code.is_own
+plain_function = code.plain_function
+fingerprint = values.fingerprint
+token = values.token

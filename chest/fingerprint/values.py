@@ -35,6 +35,7 @@ __all__ = [
     "Walk",
     "fingerprint",
     "named",
+    "refused",
     "sealed",
     "token",
 ]

@@ -6,7 +6,10 @@ Owns: the names that users see. Does not own: fingerprints (`chest.fingerprint`)
 
 from __future__ import annotations
 
-from chest.memo.decorator import CacheInfo, Memo, memoize
-from chest.memo.pipeline import map
+from chest.memo import decorator, pipeline
 
-__all__ = ["CacheInfo", "Memo", "map", "memoize"]
+CacheInfo = decorator.CacheInfo
+Memo = decorator.Memo
+memoize = decorator.memoize
+Results = pipeline.Results
+map = pipeline.map

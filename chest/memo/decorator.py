@@ -26,7 +26,7 @@ from chest.memo import flights
 from chest.memo.calls import Calls
 from chest.sizing import SCALARS
 
-__all__ = ["CacheInfo", "Memo", "memoize"]
+__all__ = ["CacheInfo", "Counts", "Failure", "Memo", "memoize"]
 
 log = logging.getLogger("chest")
 
@@ -194,7 +194,8 @@ class Memo(Generic[P, R]):
                     mine.hits += 1
                     mine.saved += seconds
                     return cast("R", value)
-        return self._answer(args, kwargs)
+        result: R = self._answer(args, kwargs)
+        return result
 
     def _fresh(self, key: tuple[str, str, str]) -> Any:
         """A result that can be changed, for this caller alone."""

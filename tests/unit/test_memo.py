@@ -204,7 +204,7 @@ def test_an_argument_without_fingerprint_is_named_and_nothing_is_called(c):
     f = counter.memoized(c)
 
     with pytest.raises(
-        errors.FingerprintError, match="argument 'x' .* ignore='x'.* key"
+        errors.FingerprintError, match=r"argument 'x' .* ignore='x'.* key"
     ):
         f(threading.Lock())
     assert counter.calls == []
@@ -771,7 +771,7 @@ def test_map_takes_memoized_functions_only(c):
 
     with pytest.raises(TypeError, match="memoized function"):
         chest.map(len, [])
-    with pytest.raises(TypeError, match="asyncio.gather"):
+    with pytest.raises(TypeError, match=r"asyncio\.gather"):
         chest.map(memoize(c)(later), [])
 
 
