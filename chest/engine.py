@@ -34,7 +34,7 @@ from chest.settings import Settings, nothing
 from chest.sizing import SCALARS
 from chest.spill import MOST_DRAFTS, Job, Loaded, Written, missing
 
-__all__ = ["Engine"]
+__all__ = ["Engine", "is_readonly_array"]
 
 log = logging.getLogger("chest")
 
@@ -327,7 +327,7 @@ class Engine(Packing):
             slot.dirty, slot.entry = False, entry
             slot.options = (entry.format, entry.mapped)
             slot.cost = entry.cost or seconds
-            if readonly and _is_readonly_array(value):
+            if readonly and is_readonly_array(value):
                 slot.fixed = True
             if slot.nbytes > memory.budget:
                 memory.drop(slot)
@@ -488,7 +488,7 @@ def _kept_by_allocator(slots: Iterable[Slot]) -> int:
     return sum(slot.nbytes for slot in slots if slot.nbytes < KEPT_NBYTES)
 
 
-def _is_readonly_array(value: object) -> bool:
+def is_readonly_array(value: object) -> bool:
     """A mapped array of numbers: nobody can change it in place."""
     flags = getattr(value, "flags", None)
     return type(value).__name__ == "ndarray" and not getattr(flags, "writeable", True)
