@@ -30,9 +30,10 @@ from chest.log import NAME
 from chest.memory import Options, Slot, Weight, weigh
 from chest.packing import Packing
 from chest.packs import Packed
+from chest.readtier import Loaded, missing
 from chest.settings import Settings, nothing
 from chest.sizing import SCALARS
-from chest.spill import MOST_DRAFTS, Job, Loaded, Written, missing
+from chest.spill import MOST_DRAFTS, Job, Written
 
 __all__ = ["Engine", "is_readonly_array"]
 
