@@ -214,10 +214,11 @@ class Chest(Atomic, MutableMapping[Any, Any]):
                 index = self._manifest.index
                 entry = index.get(key)
                 if entry is None:
-                    index.birth = birth = self._fresh[key] = index.birth + 1
+                    index.birth = birth = index.birth + 1
+                    slot = memory.put(key, value, birth, plain, buffers)
+                    self._newest.append(slot)
                 else:
-                    birth = entry.birth
-                slot = memory.put(key, value, birth, plain, buffers)
+                    slot = memory.put(key, value, entry.birth, plain, buffers)
         finally:
             self._unlock()
         if memory.used > memory.budget:
@@ -259,7 +260,7 @@ class Chest(Atomic, MutableMapping[Any, Any]):
         if ttl is None:
             self._set(key, value, options)
         else:
-            self._put_all({key: value}, options, expiry.deadline(ttl))
+            self._put(key, value, options, expiry.deadline(ttl))
 
     def _set(
         self,
@@ -268,7 +269,7 @@ class Chest(Atomic, MutableMapping[Any, Any]):
         options: Options | None,
     ) -> None:
         if self._settings.publish == "each":
-            self._put_all({key: value}, options)
+            self._put(key, value, options)
             return
         self._look()
         if self._unusual:
@@ -347,7 +348,7 @@ class Chest(Atomic, MutableMapping[Any, Any]):
             self._raise_first(self._write_out([slot], keep=True))
         value, entry, _ = self._read(key, mapped="copy")
         yield value
-        self._put_all({key: value}, (entry.format, entry.mapped), entry.expires)
+        self._put(key, value, (entry.format, entry.mapped), entry.expires)
 
     # -- all keys ----------------------------------------------------------------------
 

@@ -11,6 +11,7 @@ import dataclasses
 import os
 import pickle
 from collections.abc import Callable, Hashable, Iterator, Sequence
+from numbers import Real
 from typing import IO, Any
 
 from chest import keys, reprs
@@ -22,7 +23,6 @@ __all__ = [
     "Settings",
     "absolute",
     "check_word",
-    "no_share",
     "nothing",
     "open_many",
     "pickle_dump",
@@ -91,11 +91,14 @@ class Settings:
     umask: bool = False
 
     def __post_init__(self) -> None:
-        budget = reprs.parse_bytes(self.available_memory, limit=memory_limit)
+        budget = reprs.parse_bytes(
+            self.available_memory, option="available_memory", limit=memory_limit
+        )
         object.__setattr__(self, "available_memory", budget)
         if self.available_disk is not None:
-            disk = reprs.parse_bytes(self.available_disk, limit=no_share)
+            disk = reprs.parse_bytes(self.available_disk, option="available_disk")
             object.__setattr__(self, "available_disk", disk)
+        _check_timeout(self.timeout)
         if self.trust == "data" and self.format == "pickle":
             object.__setattr__(self, "format", "data")
         if self.is_custom and self.format == "pickle":
@@ -142,6 +145,14 @@ def check_word(option: str, value: object, words: tuple[object, ...]) -> None:
         raise ValueError(msg)
 
 
+def _check_timeout(timeout: object) -> None:
+    """Raise ValueError unless *timeout* is None or a time to wait."""
+    number = isinstance(timeout, Real) and not isinstance(timeout, bool)
+    if timeout is not None and not (number and timeout >= 0):  # type: ignore[operator]
+        msg = f"timeout={timeout!r}: seconds, 0 or more, or None to wait for ever"
+        raise ValueError(msg)
+
+
 def absolute(path: str | os.PathLike[str]) -> str:
     """The full path of a chest's folder, ``~`` expanded.
 
@@ -155,12 +166,6 @@ def absolute(path: str | os.PathLike[str]) -> str:
         msg = f"{text}: this version keeps chests in folders; give it a path, not a URL"
         raise ValueError(msg)
     return os.path.abspath(os.path.expanduser(text))
-
-
-def no_share() -> int:
-    """Raise ValueError: a share of something makes no sense for the disk."""
-    msg = "available_disk= takes bytes, like '20GB', not a share"
-    raise ValueError(msg)
 
 
 NAMES = tuple(field.name for field in dataclasses.fields(Settings))

@@ -34,7 +34,7 @@ from chest.index import AnyEntry
 from chest.manifest import Manifest
 from chest.memory import Weight, weigh
 from chest.packs import Packs
-from chest.protocols import Format
+from chest.protocols import Format, NeedsPrivateMap, Source
 from chest.records import Entry
 from chest.signing import Key
 from chest.sizing import SCALARS
@@ -48,6 +48,7 @@ log = logging.getLogger("chest")
 
 FEWEST_TRUSTED, MOST_SHRUNK = 4096, 4  # bytes; times the file that a value may take
 MOST_DRAFTS = 64  # files written before they are published: each holds a descriptor
+MOST_TENSORS = 1 << 16  # files known to hold tensors, 100 bytes each
 
 WantedName = Callable[[Hashable], str]
 
@@ -115,6 +116,7 @@ class SpillTier(SmallTier):
         self._full = full
         self._key = key
         self._file_ids = _file_ids()
+        self._tensors: set[str] = set()  # ids of files that need a private map
 
     def exclusive(self) -> AbstractContextManager[None]:
         """Hold the lock between processes; see `Manifest.exclusive`."""
@@ -222,28 +224,42 @@ class SpillTier(SmallTier):
         ended = [(key, entry) for key in gone if (entry := find(key)) is not None]
         old = [entry for _, entry in ended]
         old += [entry for key, _, _ in batch if (entry := find(key)) is not None]
-        try:
-            with refusals(self.store.home.path, "takes no new name"):
-                self._place(batch)
-                pairs = [(key, Entry(each.text, gone="key")) for key, each in ended]
-                pairs += [(key, entry) for key, entry, _ in batch]
-                self.manifest.append(pairs, moved=moved)
-        except BaseException:
-            self.discard(batch)
-            raise
-        for _, _, draft in batch:
-            if draft is not None:
-                draft.release()
+        pairs = [(key, Entry(each.text, gone="key")) for key, each in ended]
+        pairs += [(key, entry) for key, entry, _ in batch]
+        files = [each for each in batch if each.draft is not None]
+        if not files:
+            self.manifest.append(pairs, moved=moved)
+        else:
+            self._publish_files(files, pairs, moved=moved)
         if not moved:
             self.written += len(batch)
             self.written_bytes += sum(entry.size for _, entry, _ in batch)
         return list({each.name for each in old if not is_shared(each)})
 
+    def _publish_files(
+        self,
+        files: Sequence[Written],
+        pairs: Sequence[tuple[Hashable, Entry]],
+        *,
+        moved: bool,
+    ) -> None:
+        """Name *files* and append the record that speaks of them; or leave neither."""
+        try:
+            with refusals(self.store.home.path, "takes no new name"):
+                self._place(files)
+                self.manifest.append(pairs, moved=moved)
+        except BaseException:
+            self.discard(files)
+            raise
+        for _, _, draft in files:
+            assert draft is not None
+            draft.release()
+
     def _place(self, batch: Sequence[Written]) -> None:
         """Give the files their names."""
         for key, entry, draft in batch:
-            if draft is not None:
-                entry.name = self.store.place(draft, self._checked_name(key))
+            assert draft is not None
+            entry.name = self.store.place(draft, self._checked_name(key))
         if self.manifest.sync:
             for name in {os.path.dirname(entry.name) for _, entry, _ in batch}:
                 self.store.home.sync(name + "/" if name else "")
@@ -256,7 +272,19 @@ class SpillTier(SmallTier):
 
     def remove(self, gone: Sequence[Hashable]) -> list[str]:
         """Append tombstones; called within `exclusive`. Returns names to `delete`."""
-        return self.publish([], gone=gone)
+        find = self.manifest.index.held
+        pairs, names = [], []
+        for key in gone:
+            entry = find(key)
+            if entry is None:
+                continue
+            # A str is its own text, which need not be read from the pack.
+            text = keys.encode(key) if type(key) is str else entry.text
+            pairs.append((key, Entry(text, gone="key")))
+            if not is_shared(entry):
+                names.append(entry.name)
+        self.manifest.append(pairs)
+        return names
 
     def remove_all(self) -> list[str]:
         """Append the record that ends all keys; called within `exclusive`.
@@ -326,22 +354,13 @@ class SpillTier(SmallTier):
             return Loaded(value, False, 0.0, weigh(value))
         assert type(entry) is Entry
         began = time.perf_counter()
-        form = self._format(entry, key)
-        size = entry.size if entry.digest else None
-        source = self.store.source(
-            entry.name,
-            key=key,
-            size=size,
-            mapped=mapped,
-            runs_code=entry.format in RUN_CODE,
-            # What was checked must be what is decoded: no map, which others can change.
-            private=self._key is not None,
-        )
-        if self._key is not None:
-            self._key.check_file(source, entry.signature)
-        if entry.format == "custom" and entry.digest:
-            self._check_whole(source.data, entry, key, source.path)
-        value = form.load(source, file_id=entry.file_id or None, full=self._full)
+        if mapped and entry.file_id in self._tensors:
+            mapped = "copy"
+        try:
+            source, value = self._decode(key, entry, mapped)
+        except NeedsPrivateMap:
+            self._remember_tensors(entry)
+            source, value = self._decode(key, entry, "copy")
         self.loaded += 1
         self.loaded_bytes += len(source.data)
         readonly = source.mapped and not source.writable
@@ -446,6 +465,34 @@ class SpillTier(SmallTier):
         self._file_ids = _file_ids()
 
     # -- steps -------------------------------------------------------------------------
+
+    def _remember_tensors(self, entry: Entry) -> None:
+        """Note that a file needs a private map, so that it is opened but once."""
+        if len(self._tensors) >= MOST_TENSORS:
+            self._tensors.clear()
+        self._tensors.add(entry.file_id)
+
+    def _decode(
+        self, key: Hashable, entry: Entry, mapped: str | None
+    ) -> tuple[Source, object]:
+        """Open the file of a value, and make the value of it."""
+        form = self._format(entry, key)
+        size = entry.size if entry.digest else None
+        source = self.store.source(
+            entry.name,
+            key=key,
+            size=size,
+            mapped=mapped,
+            runs_code=entry.format in RUN_CODE,
+            # What was checked must be what is decoded: no map, which others can change.
+            private=self._key is not None,
+        )
+        if self._key is not None:
+            self._key.check_file(source, entry.signature)
+        if entry.format == "custom" and entry.digest:
+            self._check_whole(source.data, entry, key, source.path)
+        file_id = entry.file_id or None
+        return source, form.load(source, file_id=file_id, full=self._full)
 
     def _attempt(self, job: Job) -> Written | Exception:
         """`encode`, with the exception as a result: others of the batch go on."""

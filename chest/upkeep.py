@@ -12,7 +12,7 @@ import time
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from chest import facts, reprs, settings, system
+from chest import facts, reprs, system
 from chest.engine import Engine
 from chest.index import AnyEntry, same
 from chest.packing import FEWEST_PACKED
@@ -33,8 +33,10 @@ class Upkeep(Engine):
 
     def __len__(self) -> int:
         """How many keys there are; O(1)."""
-        self._look()
-        return len(self._manifest.index) + len(self._fresh)
+        if self._word[1] != self._seen:
+            self.refresh()
+        fresh = self._fresh_births if not self._newest else self._fresh
+        return len(self._manifest.index) + len(fresh)
 
     # -- what there is -----------------------------------------------------------------
 
@@ -45,7 +47,9 @@ class Upkeep(Engine):
 
     @available_memory.setter
     def available_memory(self, budget: float | str) -> None:
-        self._memory.budget = reprs.parse_bytes(budget, limit=system.memory_limit)
+        self._memory.budget = reprs.parse_bytes(
+            budget, option="available_memory", limit=system.memory_limit
+        )
         self.shrink()
 
     @property
@@ -251,9 +255,7 @@ class Upkeep(Engine):
         if bytes is None and older_than is None:
             msg = "trim() needs bytes=, older_than=, or both"
             raise TypeError(msg)
-        most = (
-            None if bytes is None else reprs.parse_bytes(bytes, limit=settings.no_share)
-        )
+        most = None if bytes is None else reprs.parse_bytes(bytes, option="bytes")
         return self._trim(most, older_than)
 
     def _written_before(self, keys: Iterable[Any], seconds: float) -> list[Any]:

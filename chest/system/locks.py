@@ -98,28 +98,16 @@ def try_lock(fd: int) -> bool:
     return True
 
 
-def unlock(fd: int) -> None:
-    """Give the lock back; no error when it was not held."""
-    if sys.platform != "win32":
-        import fcntl
-
-        fcntl.flock(fd, fcntl.LOCK_UN)
-    else:
-        import msvcrt
-
-        os.lseek(fd, 0, os.SEEK_SET)
-        try:
-            msvcrt.locking(fd, msvcrt.LK_UNLCK, 1)
-        except PermissionError:
-            return  # Windows' way to say that it was not locked
-
-
 if sys.platform != "win32":
     import fcntl
 
     def _flock(fd: int, *, block: bool) -> None:
         """Lock by ``flock``."""
         fcntl.flock(fd, fcntl.LOCK_EX if block else fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+    def unlock(fd: int) -> None:
+        """Give the lock back; no error when it was not held."""
+        fcntl.flock(fd, fcntl.LOCK_UN)
 
 else:
 
@@ -129,6 +117,16 @@ else:
 
         os.lseek(fd, 0, os.SEEK_SET)
         msvcrt.locking(fd, msvcrt.LK_NBLCK, 1)
+
+    def unlock(fd: int) -> None:
+        """Give the lock back; no error when it was not held."""
+        import msvcrt
+
+        os.lseek(fd, 0, os.SEEK_SET)
+        try:
+            msvcrt.locking(fd, msvcrt.LK_UNLCK, 1)
+        except PermissionError:
+            return  # Windows' way to say that it was not locked
 
 
 def holder(fd: int) -> str:
