@@ -24,6 +24,7 @@ ABOUT = {
     "flush_arrays": "set and flush 8 float64 arrays of 32 MiB, checksums included",
     "flush_one": "set and flush one float64 array of 32 MiB",
     "load_array": "first get of an array of 32 MiB and of one of 1 GiB, reopened",
+    "load_tensor": "first get of a tensor of 32 MiB and of one of 1 GiB, reopened",
     "sum_loaded": "get and sum 8 arrays of 32 MiB, reopened",
     "load_frame": "get an Arrow-backed DataFrame of a million rows, reopened",
     "bounded": "200 arrays of 32 MiB under 512 MB: written, then twice read and summed",
@@ -121,6 +122,11 @@ def _write_one_and_big(case: Case) -> None:
 )
 def load_array(case: Case) -> Figures:
     """Reload without copying: cost independent of size."""
+    return _first_gets(case)
+
+
+def _first_gets(case: Case) -> Figures:
+    """Time the first get of one value and of a big one."""
     figures = {}
     with case.open(PLENTY) as store:
         store.get("first")
@@ -130,6 +136,28 @@ def load_array(case: Case) -> Figures:
             figures[figure] = timer.per(1, "µs")
             del value
     return figures
+
+
+def _write_tensors(case: Case) -> None:
+    """Leave two equal tensors and a big one in the folder."""
+    from torch import from_numpy
+
+    with case.open(PLENTY) as store:
+        for key in ("first", "one"):
+            store.set(key, from_numpy(array(case.sizes.array_bytes)))
+        store.set("big", from_numpy(array(case.sizes.big_bytes)))
+        store.flush()
+
+
+@workload(
+    prepare=_write_tensors,
+    rivals=("chest", "pickle", "joblib"),
+    goals=(Goal("array [µs]", at_most=100), Goal("big array [µs]", at_most=100)),
+    needs=("torch",),
+)
+def load_tensor(case: Case) -> Figures:
+    """Reload a tensor without copying."""
+    return _first_gets(case)
 
 
 @workload(

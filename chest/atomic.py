@@ -14,18 +14,21 @@ from itertools import islice
 from numbers import Number
 from typing import Any, NamedTuple, TypeVar
 
-from chest import expiry
+from chest import expiry, keys
 from chest.bulk import Bulk
 from chest.errors import short
 from chest.index import AnyEntry, same
 from chest.ledger import generation
 from chest.memory import Options, Slot, Weight, weigh
+from chest.packing import INLINE_NBYTES
+from chest.records import Entry
 from chest.spill import MOST_DRAFTS, Written
 from chest.transaction import Transaction
 
 __all__ = ["Atomic"]
 
 MISSING: Any = object()
+ORDINARY_FORMATS = (None, "pickle")
 T = TypeVar("T")
 
 
@@ -134,6 +137,11 @@ class Atomic(Bulk):
                 raise TypeError(msg)
             total = number + delta
             expires = None if entry is None else entry.expires
+            weight = weigh(total)
+            data = self._dumped(total, weight, None)
+            if data is not None and self._goes_to_log(entry):
+                self._publish_small(key, total, weight, data, entry, None, expires)
+                return total
             new = self._encoded(key, total, expires=expires)
             try:
                 replaced = self._accept([new])
@@ -243,24 +251,34 @@ class Atomic(Bulk):
         expires = expiry.deadline(ttl)
         rest = iter(pairs)
         while some := dict(islice(rest, MOST_DRAFTS)):
-            self._put_all(some, expires=expires)
+            new: list[_New] = []
+            try:
+                for key, value in some.items():
+                    new.append(self._encoded(key, value, None, expires))
+                with self._publishing():
+                    replaced = self._accept(new)
+            finally:
+                self._spill.discard(each.written for each in new)
+            self._after(replaced)
 
-    def _put_all(
+    def _put(
         self,
-        pairs: dict[Any, Any],
+        key: Hashable,
+        value: Any,
         options: Options | None = None,
         expires: float | None = None,
     ) -> None:
-        """Set and publish pairs in one record."""
-        new: list[_New] = []
-        try:
-            for key, value in pairs.items():
-                new.append(self._encoded(key, value, options, expires))
+        """Set *key* and publish it."""
+        weight = weigh(value)
+        data = self._dumped(value, weight, options)
+        if data is not None:
+            self._manifest.check_writable()
             with self._publishing():
-                replaced = self._accept(new)
-        finally:
-            self._spill.discard(each.written for each in new)
-        self._after(replaced)
+                old = self._manifest.index.get(key)
+                if self._goes_to_log(old):
+                    self._publish_small(key, value, weight, data, old, options, expires)
+                    return
+        self._put_if(self._encoded(key, value, options, expires), lambda _: True)
 
     def _put_if(self, new: _New, allowed: Callable[[AnyEntry | None], bool]) -> bool:
         """Publish a value if the key's present entry is as it must be."""
@@ -287,6 +305,58 @@ class Atomic(Bulk):
         return generation(self._manifest.index.get(key))
 
     # -- steps -------------------------------------------------------------------------
+
+    def _dumped(
+        self, value: Any, weight: Weight, options: Options | None
+    ) -> bytes | None:
+        """The pickle of a value that may lie in the log; None: it may not."""
+        if not self._packs or weight[0] > INLINE_NBYTES:
+            return None
+        if options is not None and options[0] not in ORDINARY_FORMATS:
+            return None
+        return self._spill.small(value)
+
+    def _goes_to_log(self, old: AnyEntry | None) -> bool:
+        """A small value in the place of *old* replaces no file and nothing in a pack."""
+        return (
+            old is None or old.value is not None
+        ) and not self._manifest.index.expired
+
+    def _publish_small(
+        self,
+        key: Hashable,
+        value: Any,
+        weight: Weight,
+        data: bytes,
+        old: AnyEntry | None,
+        options: Options | None,
+        expires: float | None,
+    ) -> None:
+        """Publish one value in the log. Locks held."""
+        # `_encoded` and `_accept` for the usual case of counters and of small values
+        # that are published one by one, in a third of their time.
+        index, memory = self._manifest.index, self._memory
+        slot = self._slots.get(key)
+        known = slot or old
+        plain, buffers = weight
+        total = plain + sum(buffers.values()) if buffers else plain
+        entry = Entry(
+            keys.encode(key),
+            known.birth if known else index.next_birth(),
+            size=len(data),
+            nbytes=total,
+            value=data,
+            expires=expires,
+        )
+        if options:
+            entry.mapped = options[1]
+        self._manifest.append_one(key, entry)
+        slot = memory.put(key, value, entry.birth, plain, buffers, slot, options)
+        slot.dirty, slot.entry = False, entry
+        if self._fresh:
+            self._fresh.pop(key, None)
+        if memory.used > memory.budget:
+            memory.drop(slot)  # it is written, so it goes before others have to
 
     def _encoded(
         self,

@@ -28,7 +28,7 @@ from chest.index import AnyEntry, same
 from chest.ledger import Changed, generation
 from chest.log import NAME
 from chest.memory import Options, Slot, Weight, weigh
-from chest.packing import Packing, poor_packs
+from chest.packing import Packing
 from chest.packs import Packed
 from chest.settings import Settings, nothing
 from chest.sizing import SCALARS
@@ -266,7 +266,7 @@ class Engine(Packing):
             except (FileNotFoundError, errors.CorruptError):
                 pass
             else:
-                return self._admit(key, value, entry, weigh(value), 0.0)
+                return self._admit_small(key, value, entry)
         value, entry, loaded = self._read(key)
         return self._admit(
             key, value, entry, loaded.weight, loaded.seconds, readonly=loaded.mapped
@@ -335,6 +335,24 @@ class Engine(Packing):
             self.shrink()
         return value
 
+    def _admit_small(self, key: Hashable, value: Any, entry: Packed) -> Any:
+        """`_admit` for a value from a pack, without what only others need."""
+        memory = self._memory
+        weight = weigh(value)
+        self._acquire()
+        try:
+            if key in self._slots:
+                return self._values[key]  # another thread was quicker
+            now = self._manifest.index.get(key)
+            if now is entry or same(now, entry):
+                birth = entry.batch.birth(entry.place)
+                memory.put_read(key, value, entry, weight, birth)
+        finally:
+            self._unlock()
+        if memory.used > memory.budget:
+            self.shrink()
+        return value
+
     def _fetch(self, wanted: Sequence[Hashable]) -> None:
         """Read values into memory without reporting a miss."""
         for key in wanted:
@@ -379,8 +397,7 @@ class Engine(Packing):
         self._bury()
         if not keep:
             self._settle()
-        index = self._manifest.index
-        if self._manifest.wasteful or poor_packs(index.batches):
+        if self._manifest.wasteful or self._poor_packs() - self._unmoved:
             self._compact()
         elif not keep and self._manifest.wants_checkpoint:
             with self._publishing():
@@ -423,7 +440,7 @@ class Engine(Packing):
             home.unlink(NAME, missing_ok=True)
             for name in list(home.names()):
                 if name.startswith(TEMPORARY):
-                    home.unlink(name, missing_ok=True)
+                    self._spill.store.delete(name)
         try:
             os.rmdir(self.path)
         except OSError:

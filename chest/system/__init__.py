@@ -22,6 +22,7 @@ write_all = files.write_all
 holder = locks.holder
 lock = locks.lock
 open_directory = locks.open_directory
+share = locks.share
 try_lock = locks.try_lock
 unlock = locks.unlock
 address = maps.address
