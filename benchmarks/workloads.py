@@ -16,6 +16,7 @@ from benchmarks.measure import (
     real_memory,
     reset_peak,
 )
+from benchmarks.memo import memoized
 from benchmarks.plan import Case, Figures, Goal, Rival, Workload
 
 __all__ = ["ABOUT", "WORKLOADS"]
@@ -36,6 +37,8 @@ ABOUT = {
     "small_delete": "delete 100,000 values of 100 characters and flush, reopened",
     "open_many": "open a store of 1,000 … 1,000,000 keys and get one",
     "lookups": "get a missing key, `in` and `len` among 100,000 keys, reopened",
+    "memo_hit": "a memoized function with a small argument, found 1,000 times",
+    "memo_array": "a memoized function with an argument of 10 MiB, found",
 }
 WORKLOADS: dict[str, Workload] = {}
 
@@ -489,3 +492,50 @@ def _look_up(store: Rival, count: int) -> Figures:
         "in, absent [ns]": outside.per(count, "ns"),
         "len [ns]": lengths.per(ROUNDS, "ns"),
     }
+
+
+def _double(x: int) -> int:
+    return 2 * x
+
+
+@workload(
+    rivals=("chest", "diskcache", "joblib"),
+    baselines=("diskcache", "joblib"),
+    goals=(
+        Goal("hit [µs]", at_least=6, against="diskcache"),
+        Goal("hit [µs]", at_least=40, against="joblib"),
+    ),
+)
+def memo_hit(case: Case) -> Figures:
+    """Results that are there: a small argument."""
+    with memoized(case, _double, PLENTY) as double:
+        double(21)
+        double(21)
+        with Timer() as timer:
+            for _ in range(ROUNDS):
+                double(21)
+    return {"hit [µs]": timer.per(ROUNDS, "µs")}
+
+
+def _total(values: Any) -> float:
+    return float(values.sum())
+
+
+@workload(
+    rivals=("chest", "diskcache", "joblib"),
+    baselines=("diskcache", "joblib"),
+    goals=(
+        Goal("hit [ms]", at_least=5, against="diskcache"),
+        Goal("hit [ms]", at_least=5, against="joblib"),
+    ),
+)
+def memo_array(case: Case) -> Figures:
+    """Results that are there: a large argument, which has to be hashed."""
+    values = array(min(10 * MiB, case.sizes.array_bytes))
+    with memoized(case, _total, PLENTY) as total:
+        total(values)
+        total(values)
+        with Timer() as timer:
+            for _ in range(5):
+                total(values)
+    return {"hit [ms]": timer.per(5, "ms")}

@@ -9,6 +9,7 @@ present value is small, or the user's to keep small.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from itertools import islice
 from numbers import Number
@@ -16,12 +17,14 @@ from typing import Any, NamedTuple, TypeVar
 
 from chest import expiry, keys
 from chest.bulk import Bulk
+from chest.engine import is_readonly_array
 from chest.errors import short
 from chest.index import AnyEntry, same
 from chest.ledger import generation
 from chest.memory import Options, Slot, Weight, weigh
 from chest.packing import INLINE_NBYTES
 from chest.records import Entry
+from chest.sizing import SCALARS
 from chest.spill import MOST_DRAFTS, Written
 from chest.transaction import Transaction
 
@@ -303,6 +306,45 @@ class Atomic(Bulk):
             # Also when it was changed in place.
             self._raise_first(self._write_out([slot], keep=True))
         return generation(self._manifest.index.get(key))
+
+    def _keep(
+        self, key: Hashable, value: Any, seconds: float, ttl: float | None
+    ) -> None:
+        """Publish a value that took so many seconds to make, and leave it to the caller.
+
+        The caller has the same object, so it stays in memory only if it cannot change.
+        """
+        new = self._encoded(
+            key, value, None, None if ttl is None else expiry.deadline(ttl)
+        )
+        new.written.entry.cost = round(seconds, 6)
+        try:
+            with self._publishing():
+                replaced = self._accept([new])
+                slot = self._slots.get(key)
+                if slot is not None and not slot.fixed:
+                    self._memory.drop(slot)
+        finally:
+            self._spill.discard([new.written])
+        self._after(replaced)
+
+    def _fresh_value(self, key: Hashable) -> tuple[Any, float]:
+        """A value that nobody else can change, and the seconds it took to make.
+
+        What is immutable comes from memory, anything else is read anew.
+        """
+        self._look()
+        slot, entry = self._slots.get(key), self._manifest.index.get(key)
+        if slot is not None and (slot.fixed or entry is None):
+            with contextlib.suppress(KeyError):  # another thread has just let it go
+                return self._values[key], entry.cost if entry else 0.0
+        value, entry, loaded = self._read(key)
+        readonly = loaded.mapped and is_readonly_array(value)
+        if readonly or type(value) in SCALARS:
+            value = self._admit(
+                key, value, entry, loaded.weight, loaded.seconds, readonly=readonly
+            )
+        return value, entry.cost
 
     # -- steps -------------------------------------------------------------------------
 

@@ -30,11 +30,12 @@ from chest.log import NAME
 from chest.memory import Options, Slot, Weight, weigh
 from chest.packing import Packing
 from chest.packs import Packed
+from chest.readtier import Loaded, missing
 from chest.settings import Settings, nothing
 from chest.sizing import SCALARS
-from chest.spill import MOST_DRAFTS, Job, Loaded, Written, missing
+from chest.spill import MOST_DRAFTS, Job, Written
 
-__all__ = ["Engine"]
+__all__ = ["Engine", "is_readonly_array"]
 
 log = logging.getLogger("chest")
 
@@ -327,7 +328,7 @@ class Engine(Packing):
             slot.dirty, slot.entry = False, entry
             slot.options = (entry.format, entry.mapped)
             slot.cost = entry.cost or seconds
-            if readonly and _is_readonly_array(value):
+            if readonly and is_readonly_array(value):
                 slot.fixed = True
             if slot.nbytes > memory.budget:
                 memory.drop(slot)
@@ -488,7 +489,7 @@ def _kept_by_allocator(slots: Iterable[Slot]) -> int:
     return sum(slot.nbytes for slot in slots if slot.nbytes < KEPT_NBYTES)
 
 
-def _is_readonly_array(value: object) -> bool:
+def is_readonly_array(value: object) -> bool:
     """A mapped array of numbers: nobody can change it in place."""
     flags = getattr(value, "flags", None)
     return type(value).__name__ == "ndarray" and not getattr(flags, "writeable", True)

@@ -47,6 +47,7 @@ class Ledger:
         "_newest",
         "_packs",
         "_pid",
+        "_savers",
         "_seen",
         "_settings",
         "_slots",
@@ -101,6 +102,7 @@ class Ledger:
         self._fresh_births: dict[Hashable, int] = {}
         self._newest: list[Slot] = []
         self._spills = self._freed = 0
+        self._savers: list[Any] = []  # what counts the time that memoizing saves
         self._word: Any
         self._closed = False
         self._absorb()

@@ -26,8 +26,9 @@ from chest.arraytier import is_folder, reading, zarr_
 from chest.errors import short
 from chest.folder import SEAL, refusals
 from chest.index import AnyEntry, same
+from chest.readtier import missing
 from chest.records import Entry
-from chest.spill import Written, missing
+from chest.spill import Written
 from chest.upkeep import Upkeep
 
 __all__ = ["Filling", "LiveArray", "folder_entry", "pinned"]

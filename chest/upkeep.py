@@ -127,6 +127,7 @@ class Upkeep(Engine):
             written_nbytes=self._spill.written_bytes,
             loads=self._spill.loaded,
             loaded_nbytes=self._spill.loaded_bytes,
+            saved=sum(each.saved for each in self._savers),
         )
 
     def __repr__(self) -> str:
@@ -259,6 +260,16 @@ class Upkeep(Engine):
             raise TypeError(msg)
         most = None if bytes is None else reprs.parse_bytes(bytes, option="bytes")
         return self._trim(most, older_than)
+
+    def _written_before(self, keys: Iterable[Any], seconds: float) -> list[Any]:
+        """Those whose file was written that long ago; what has no file is new."""
+        now, found = time.time(), []
+        for key in keys:
+            entry = self._manifest.index.get(key)
+            status = self._spill.store.home.stat(entry.name) if entry else None
+            if now - (status.st_mtime if status else now) >= seconds:
+                found.append(key)
+        return found
 
     def _written_more(self) -> None:
         """Delete the least recently used keys beyond ``available_disk``."""

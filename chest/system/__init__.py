@@ -26,6 +26,7 @@ open_directory = locks.open_directory
 share = locks.share
 try_lock = locks.try_lock
 unlock = locks.unlock
+FileMap = maps.FileMap
 address = maps.address
 map_file = maps.map_file
 map_shared_words = maps.map_shared_words
