@@ -23,7 +23,7 @@ from typing import Any
 
 from chest import errors, lifetime, system
 from chest.errors import short
-from chest.folder import PACK, TEMPORARY
+from chest.folder import HOST, LOCK, PACK, TEMPORARY
 from chest.index import AnyEntry, same
 from chest.ledger import Changed, generation
 from chest.log import NAME
@@ -440,7 +440,7 @@ class Engine(Packing):
             self._manifest.mark_moved()
             home.unlink(NAME, missing_ok=True)
             for name in list(home.names()):
-                if name.startswith(TEMPORARY):
+                if name.startswith(TEMPORARY) or name in (LOCK, HOST):
                     self._spill.store.delete(name)
         try:
             os.rmdir(self.path)

@@ -340,9 +340,7 @@ class Manifest(LogFile):
             self._first = self._generation = header.generation
             # Births that were given here and not published yet count as well.
             self.index = Index(max(header.birth, self.index.birth))
-            self.word = system.map_shared_words(
-                self._fd, 16, writable=not self.readonly
-            )
+            self.word = self._map_word()
             seen = self.word[1]
             self._position = self._start = len(line)
             if checkpointed:
