@@ -19,19 +19,33 @@ from chest import errors
 
 if TYPE_CHECKING:
     from chest.core import Chest
+    from chest.memo import map, memoize
     from chest.queues.durable import DurableQueue
     from chest.queues.flushing import FlushQueue
     from chest.sizing import nbytes
+    from chest.zarrstore import zarr_store
 
     __version__: str
 
-__all__ = ["Chest", "DurableQueue", "FlushQueue", "errors", "nbytes"]
+__all__ = [
+    "Chest",
+    "DurableQueue",
+    "FlushQueue",
+    "errors",
+    "map",
+    "memoize",
+    "nbytes",
+    "zarr_store",
+]
 
 _HOMES = {
     "Chest": "chest.core",
     "DurableQueue": "chest.queues.durable",
     "FlushQueue": "chest.queues.flushing",
+    "map": "chest.memo",
+    "memoize": "chest.memo",
     "nbytes": "chest.sizing",
+    "zarr_store": "chest.zarrstore",
 }
 
 

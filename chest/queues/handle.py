@@ -142,6 +142,12 @@ class Handle:
                     ours = system.is_private(home.status()) and ours
                 if private and not ours:
                     raise untrusted(path, home.status())
+                if home.network:
+                    msg = (
+                        f"{path} is on a network file system, where processes share no "
+                        f"memory: keep the queue in a local folder"
+                    )
+                    raise errors.StoreError(msg, path=path)
             except BaseException:
                 home.close()
                 raise
