@@ -103,9 +103,10 @@ class Folder:
         self._reserves: bool | None = None
         try:
             self._fd = system.open_directory(path)
+            self.network = system.network(path, self.status())
         except OSError as error:
+            self.close()
             raise refused(error, path, "could not be opened") from error
-        self.network = system.network(path, self.status())
 
     @property
     def reserves(self) -> bool:
