@@ -166,7 +166,7 @@ class _ArrayInChest:
         self.meta = value[(slice(0, 0),) * value.ndim]
 
     def __dask_tokenize__(self) -> tuple[Any, ...]:
-        return SPACE, self._shelf.chest.path, self._key, self._generation
+        return (*self._shelf.__dask_tokenize__(), self._key, self._generation)
 
     def __getitem__(self, part: Any) -> Any:
         return self._shelf.view(self._key, self._generation)[part]

@@ -60,7 +60,7 @@ class Shelf:
         return _shelf, (type(self.chest), self.chest.path, self.chest._settings)
 
     def __dask_tokenize__(self) -> tuple[str, str]:
-        return SPACE, self.chest.path
+        return SPACE, self.chest._manifest.id  # another one may lie at the path later
 
     def load(self, name: Hashable) -> Any:
         """The value, for the caller alone: nobody sees what is changed in it."""
