@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import signal
 import warnings
@@ -14,7 +13,7 @@ pytest.importorskip("distributed")
 
 import dask
 import dask.array as da
-from distributed import Client, LocalCluster, wait
+from distributed import Client, LocalCluster, Worker, wait
 
 from chest import Chest
 from chest.dask import SpillChest, compute, get
@@ -44,10 +43,11 @@ def cluster(tmp_path):
     yield start
     while started:
         client, made, home = started.pop()
+        workers = [each for each in made.workers.values() if isinstance(each, Worker)]
         client.close()
         made.close()
-        del client, made
-        gc.collect()  # workers in this process, whose chests are open until they go
+        for worker in workers:  # of this process, which does not end with them
+            worker.data.close()
         left = [name for _, _, names in os.walk(home) for name in names]
         assert [name for name in left if not name.endswith("lock")] == []
 
@@ -89,7 +89,7 @@ def test_the_preload_gives_each_worker_its_own_budget(cluster):
 def test_a_product_five_times_larger_than_the_memory_finishes(cluster):
     client = cluster(n_workers=2, memory_limit="400MB", preload="chest.dask")
     n = 22_000  # squared: 3.9 GB
-    x = da.ones((n, n), chunks=(n // 22, n), dtype=np.float64).persist()
+    x = (da.zeros((n, n), chunks=(n // 22, n)) + 1).persist()
     wait(x)
 
     assert (x @ x.sum(axis=0)).sum().compute() == float(n) ** 3
@@ -100,7 +100,7 @@ def test_a_product_five_times_larger_than_the_memory_finishes(cluster):
 @pytest.mark.slow
 def test_the_run_ends_right_though_a_worker_is_killed(cluster):
     client = cluster(n_workers=2, memory_limit="300MB", preload="chest.dask")
-    x = da.ones((8000, 8000), chunks=(400, 8000)).persist()
+    x = (da.zeros((8000, 8000), chunks=(400, 8000)) + 1).persist()
     wait(x)
     pids = list(client.run(os.getpid).values())
     result = client.compute((x @ x.sum(axis=0)).sum())
