@@ -19,13 +19,21 @@ from chest import errors
 
 if TYPE_CHECKING:
     from chest.core import Chest
+    from chest.memo import map, memoize
     from chest.sizing import nbytes
+    from chest.zarrstore import zarr_store
 
     __version__: str
 
-__all__ = ["Chest", "errors", "nbytes"]
+__all__ = ["Chest", "errors", "map", "memoize", "nbytes", "zarr_store"]
 
-_HOMES = {"Chest": "chest.core", "nbytes": "chest.sizing"}
+_HOMES = {
+    "Chest": "chest.core",
+    "map": "chest.memo",
+    "memoize": "chest.memo",
+    "nbytes": "chest.sizing",
+    "zarr_store": "chest.zarrstore",
+}
 
 
 def __getattr__(name: str) -> object:

@@ -35,9 +35,11 @@ AnyEntry = Entry | Packed
 PACKED = 1 << 63  # a place with this bit is a batch and a place in it
 LOW = (1 << 32) - 1
 LENGTH = 4  # bytes before each record in the heap
+ABSENT: tuple[int, None] = (-1, None)
 
 _digest = xxhash.xxh3_64_intdigest
 _canonical = keys.canonical
+_line = keys.line
 _encode = msgspec.json.Encoder().encode
 _decode_entry = msgspec.json.Decoder(Entry).decode
 _decode_any = msgspec.json.Decoder().decode
@@ -59,7 +61,9 @@ class About(msgspec.Struct, omit_defaults=True):
     aside : list of int
         Rows of keys that are pickled: what is equal may have another hash.
     inline : list of int
-        Rows of values that lie in the log.
+        Rows of values that lie in the log until they are settled.
+    deadlines, expiring : list
+        The deadlines [Unix time] that entries have, sorted, and their rows.
     """
 
     id: str
@@ -73,6 +77,8 @@ class About(msgspec.Struct, omit_defaults=True):
     dead: list[int] = []
     aside: list[int] = []
     inline: list[int] = []
+    deadlines: list[float] = []
+    expiring: list[int] = []
 
 
 class Base:
@@ -102,7 +108,6 @@ class Base:
         for batch, dead in zip(self.batches, about.dead, strict=True):
             batch.dead = dead
         self._aside = {self.key(row): row for row in about.aside}
-        self._latest: tuple[int, AnyEntry] | None = None
 
     def __len__(self) -> int:
         return len(self._table)
@@ -112,32 +117,38 @@ class Base:
         """The highest birth of a row."""
         return self._table.birth(len(self._table) - 1) if len(self._table) else 0
 
-    def find(self, key: Hashable) -> int:
-        """The row of *key*; -1 when there is none."""
-        if type(key) is str:
-            text = keys.line(key)
-            for row in self._table.find(_digest(text)):
-                if self._row_text(row) == text:
-                    return row
-            return -1
+    def find(self, key: Hashable) -> tuple[int, AnyEntry | None]:
+        """The row of *key* and its entry; -1 and None when there is none."""
+        if type(key) is not str:
+            return self._find_other(key)
+        text = _line(key)
+        table = self._table
+        for row in table.find(_digest(text)):
+            place = table.place(row)
+            if place & PACKED:
+                batch = self.batches[(place ^ PACKED) >> 32]
+                if batch.has(place & LOW, text):
+                    return row, Packed(batch, place & LOW)
+            else:
+                entry = self._record(place)
+                if _encode(entry.text) == text:
+                    return row, entry
+        return ABSENT
+
+    def _find_other(self, key: Hashable) -> tuple[int, AnyEntry | None]:
+        """`find` for a key that is no str: what is equal may have another text."""
         for row in self._table.find(_digest(_canonical(key))):
             if self.key(row) == key:
-                return row
-        return self._aside.get(key, -1) if self._aside else -1
+                return row, self.entry(row)
+        row = self._aside.get(key, -1) if self._aside else -1
+        return (row, self.entry(row)) if row >= 0 else ABSENT
 
     def entry(self, row: int) -> AnyEntry:
-        """The entry of a row; the same object when asked twice in a row."""
-        latest = self._latest
-        if latest is not None and latest[0] == row:
-            return latest[1]
+        """The entry of a row."""
         place = self._table.place(row)
-        entry: AnyEntry
         if place & PACKED:
-            entry = Packed(self.batches[(place ^ PACKED) >> 32], place & LOW)
-        else:
-            entry = self._record(place)
-        self._latest = row, entry
-        return entry
+            return Packed(self.batches[(place ^ PACKED) >> 32], place & LOW)
+        return self._record(place)
 
     def key(self, row: int) -> Any:
         """The key of a row."""
@@ -146,13 +157,6 @@ class Base:
             text = self.batches[(place ^ PACKED) >> 32].text(place & LOW)
             return keys.decode(_decode_any(text), self._load_key)
         return keys.decode(self._record(place).text, self._load_key)
-
-    def _row_text(self, row: int) -> bytes:
-        """The JSON text of a row's key."""
-        place = self._table.place(row)
-        if place & PACKED:
-            return self.batches[(place ^ PACKED) >> 32].text(place & LOW)
-        return _encode(self._record(place).text)
 
     def birth(self, row: int) -> int:
         """The birth of a row."""
@@ -241,6 +245,7 @@ def rows(
     births: list[Any] = []
     places: list[Any] = []
     odd: list[tuple[int, bool]] = []  # (unsorted row, is it an inline value)
+    due: list[tuple[float, int]] = []  # (deadline, unsorted row)
     batches: list[Batch] = []
     count = 0
     for batch, some in live:
@@ -249,10 +254,9 @@ def rows(
         if some is not None:
             where = np.array(sorted(some), np.uint64)
             texts, born = [texts[place] for place in where], born[where.astype(np.intp)]
-        odd += [
-            (count + n, False) for n, text in enumerate(texts) if b'"pickle"' in text
-        ]
-        hashes.append(np.array([_hash_of(text) for text in texts], np.uint64))
+        if batch.mentions(b'"pickle"'):
+            odd += ((count + n, False) for n, t in enumerate(texts) if b'"pickle"' in t)
+        hashes.append(np.array(_hashes(texts), np.uint64))
         births.append(born)
         places.append(where | np.uint64(PACKED | len(batches) << 32))
         batches.append(batch)
@@ -267,7 +271,9 @@ def rows(
         at += LENGTH + len(record)
         if b'"pickle"' in keys.text(key).encode():
             odd.append((count, False))
-        if entry.value is not None:
+        if entry.expires is not None:
+            due.append((entry.expires, count))
+        elif entry.value is not None:
             odd.append((count, True))
         count += 1
     column = np.concatenate([np.empty(0, np.uint64), *births])
@@ -277,6 +283,9 @@ def rows(
     about.batches = [batch.record for batch in batches]
     about.dead = [batch.dead for batch in batches]
     about.aside = sorted({int(rank[row]) for row, inline in odd if not inline})
+    due.sort()
+    about.deadlines = [deadline for deadline, _ in due]
+    about.expiring = [int(rank[row]) for _, row in due]
     about.inline = sorted(int(rank[row]) for row, inline in odd if inline)
     return lines(
         about=_encode(about),
@@ -287,9 +296,13 @@ def rows(
     )
 
 
+def _hashes(texts: Iterable[bytes]) -> list[int]:
+    """The hashes of the keys with these JSON texts."""
+    # A str's text begins with a quote, and is canonical.
+    return [_digest(text) if text[0] == 34 else _hash_of(text) for text in texts]
+
+
 def _hash_of(text: bytes) -> int:
     """The hash of the key with that JSON text."""
-    if text[0] == 34:  # a str: its text is canonical
-        return _digest(text)
     # A pickled key stays opaque: its row is found aside, not by its hash.
     return _digest(_canonical(keys.decode(_decode_any(text))))

@@ -24,22 +24,20 @@ from collections.abc import (
 from sys import getsizeof
 from typing import Any, Self
 
-from chest import keys, lifetime, settings
-from chest.index import same
+from chest import expiry, keys, lifetime, settings
+from chest.arrays import Arrays
+from chest.atomic import MISSING, Atomic
 from chest.keys import PLAIN
 from chest.keys import key_to_filename as key_to_filename  # chest 1.x has it here
-from chest.memory import Slot, weigh
+from chest.memory import Options, weigh
 from chest.settings import Settings, check_word, nothing, open_many, pickle_dump
 from chest.sizing import SCALARS, measure
 from chest.sizing import nbytes as nbytes  # and this
-from chest.upkeep import Upkeep
 
 __all__ = ["Chest"]
 
-MISSING: Any = object()
 
-
-class Chest(Upkeep, MutableMapping[Any, Any]):
+class Chest(Arrays, Atomic, MutableMapping[Any, Any]):
     """A dict that keeps its values in memory under a byte budget, the rest on disk.
 
     Parameters
@@ -64,8 +62,9 @@ class Chest(Upkeep, MutableMapping[Any, Any]):
         Open one file, or a list of files as a context manager, for *dump* and *load*.
     mode : {"b", "t"}
         Binary or text files for *dump* and *load*.
-    format : {"pickle", "data"}
-        How values are written. ``"data"`` never uses pickle and refuses what needs it.
+    format : {"pickle", "data", "zarr"}
+        How values are written. ``"data"`` never uses pickle and refuses what needs it;
+        with ``"zarr"`` each array of numbers is a zarr array in a folder of its own.
     policy : {"largest", "lru", "costly"} or Policy
         Who leaves memory first.
     pack : bool
@@ -217,10 +216,11 @@ class Chest(Upkeep, MutableMapping[Any, Any]):
                 index = self._manifest.index
                 entry = index.get(key)
                 if entry is None:
-                    index.birth = birth = self._fresh[key] = index.birth + 1
+                    index.birth = birth = index.birth + 1
+                    slot = memory.put(key, value, birth, plain, buffers)
+                    self._newest.append(slot)
                 else:
-                    birth = entry.birth
-                slot = memory.put(key, value, birth, plain, buffers)
+                    slot = memory.put(key, value, entry.birth, plain, buffers)
         finally:
             self._unlock()
         if memory.used > memory.budget:
@@ -233,6 +233,8 @@ class Chest(Upkeep, MutableMapping[Any, Any]):
         *,
         format: str | None = None,
         mapped: Any = None,
+        ttl: float | None = None,
+        **layout: Any,
     ) -> None:
         """``c[key] = value`` with options of the key's own.
 
@@ -240,30 +242,57 @@ class Chest(Upkeep, MutableMapping[Any, Any]):
         ----------
         key : Hashable
         value : object
-        format : {"pickle", "data"}, optional
-            Instead of the chest's.
+        ttl : float, optional
+            Seconds from now after which the key counts as absent for every operation.
+            Such a value is published at once. Setting the key again without it takes
+            the deadline away.
+        format : {"pickle", "data", "zarr"}, optional
+            Instead of the chest's. With ``"zarr"`` an array lies in a folder of its own,
+            in chunks (see `zarr`); what zarr does not give back exactly is pickled.
         mapped : {"r", "copy", False}, optional
             Instead of the chest's; written down with the value.
+        **layout
+            With ``format="zarr"``: ``chunks=``, ``shards=``, ``compressors=`` and what else
+            ``zarr.create_array`` takes.
+
+        Raises
+        ------
+        ValueError
+            An option has a value that it does not take.
+        TypeError
+            There is no such option of the format.
+        EncodingError
+            With ``publish="each"`` or ``format="data"``: the value cannot be written.
         """
+        if layout:
+            format = self._layout(format or self._settings.format, layout)
         if format is not None:
             check_word("format", format, settings.WORDS["format"])
             self._check_settable(key, value, (format, None))
+            if format == "zarr" and self._settings.sign_key is not None:
+                msg = "format='zarr' cannot be had with sign_key="
+                raise ValueError(msg)
             if format == "pickle" and self._settings.trust == "data":
                 msg = "format='pickle' cannot be had with trust='data'"
                 raise ValueError(msg)
         if mapped is not None:
             check_word("mapped", mapped, settings.WORDS["mapped"])
-        how = "no" if mapped is False else mapped
-        self._set(key, value, (format, how))
+        options = (format, "no" if mapped is False else mapped)
+        if ttl is None:
+            self._set(key, value, options)
+        else:
+            self._put(key, value, options, expiry.deadline(ttl))
 
     def _set(
         self,
         key: Hashable,
         value: Any,
-        options: tuple[str | None, str | None] | None,
-    ) -> Slot:
-        if self._word[1] != self._seen:
-            self.refresh()
+        options: Options | None,
+    ) -> None:
+        if self._settings.publish == "each":
+            self._put(key, value, options)
+            return
+        self._look()
         if self._unusual:
             self._check_settable(key, value, options)
         if type(key) not in keys.PLAIN:
@@ -276,9 +305,6 @@ class Chest(Upkeep, MutableMapping[Any, Any]):
             slot = memory.put(key, value, self._birth(key), *weight, known, options)
         if memory.used > memory.budget:
             self._make_room(slot)
-        if self._unusual and self._settings.publish == "each":
-            self._raise_first(self._write_out([slot], keep=True))
-        return slot
 
     def __delitem__(self, key: Hashable) -> None:
         """Remove *key* for everyone, at once; its value is not read."""
@@ -300,18 +326,6 @@ class Chest(Upkeep, MutableMapping[Any, Any]):
             self.refresh()
         return key in self._slots or self._manifest.index.get(key) is not None
 
-    def pop(self, key: Hashable, default: Any = MISSING) -> Any:
-        """Remove *key* and return its value; only one of several callers gets it."""
-        while True:
-            try:
-                value = self[key]
-            except KeyError:
-                if default is MISSING:
-                    raise
-                return default
-            if self._take(key, value):
-                return value
-
     def popitem(self) -> tuple[Any, Any]:
         """Remove the key that came last, and return it with its value."""
         while True:
@@ -320,18 +334,6 @@ class Chest(Upkeep, MutableMapping[Any, Any]):
                 key = self._last()
             with contextlib.suppress(KeyError):  # somebody else took it: the next one
                 return key, self.pop(key)
-
-    def _take(self, key: Hashable, value: Any) -> bool:
-        """Delete *key* if its value is still the one that was read."""
-        entry = self._manifest.index.get(key)
-        with self._publishing():
-            if key in self._slots:
-                if self._values[key] is not value:
-                    return False
-            elif entry is None or not same(self._manifest.index.get(key), entry):
-                return False
-            del self[key]
-        return True
 
     def setdefault(self, key: Hashable, default: Any = None) -> Any:
         """The value of *key*, which is *default* from now on if there was none.
@@ -342,27 +344,8 @@ class Chest(Upkeep, MutableMapping[Any, Any]):
             try:
                 return self[key]
             except KeyError:
-                weight = weigh(default)
-                job = self._job(Slot(key, nbytes(default), 0, 0, 0), default)
-                written = self._inlined([job]) or [self._spill.encode(job)]
-            slot = None
-            try:
-                with self._publishing():
-                    if key in self._slots or self._manifest.index.get(key) is not None:
-                        continue
-                    slot = self._memory.put(key, default, self._birth(key), *weight)
-                    written[0].entry.birth = slot.birth
-                    self._publish([(slot, written[0])])
-            except BaseException:
-                if slot is not None:
-                    self._forget_slots([key])
-                raise
-            finally:
-                self._spill.discard(written)  # unless it was published
-            if slot.nbytes > self._memory.budget:
-                self._evict([slot])
-            self.shrink()
-            return default
+                if self.add(key, default):
+                    return default
 
     @contextlib.contextmanager
     def edit(self, key: Hashable) -> Iterator[Any]:
@@ -386,12 +369,7 @@ class Chest(Upkeep, MutableMapping[Any, Any]):
             self._raise_first(self._write_out([slot], keep=True))
         value, entry, _ = self._read(key, mapped="copy")
         yield value
-        changed = self._set(key, value, (entry.format, entry.mapped))
-        failed = self._write_out([changed], keep=True)
-        if failed:
-            with self.lock:  # what was published before stands again
-                self._forget_slots([key] if changed.alive else [])
-        self._raise_first(failed)
+        self._put(key, value, (entry.format, entry.mapped), entry.expires)
 
     # -- all keys ----------------------------------------------------------------------
 
@@ -422,7 +400,8 @@ class Chest(Upkeep, MutableMapping[Any, Any]):
     def clear(self) -> None:
         """Remove all keys for everyone, at once."""
         with self._publishing():
-            names = self._spill.remove_all() if len(self._manifest.index) else []
+            index = self._manifest.index
+            names = self._spill.remove_all() if len(index) or index.expired else []
             self._memory.clear()
             self._fresh.clear()
         self._spill.delete(names)
@@ -699,11 +678,11 @@ class _Values(ValuesView[Any]):
     _mapping: Chest
 
     def __iter__(self) -> Iterator[Any]:
-        for _, value in _pairs(self._mapping, self._mapping):
+        for _, value in self._mapping._pairs(self._mapping):
             yield value
 
     def __reversed__(self) -> Iterator[Any]:
-        for _, value in _pairs(self._mapping, reversed(self._mapping)):
+        for _, value in self._mapping._pairs(reversed(self._mapping)):
             yield value
 
 
@@ -714,16 +693,7 @@ class _Items(ItemsView[Any, Any]):
     _mapping: Chest
 
     def __iter__(self) -> Iterator[tuple[Any, Any]]:
-        return _pairs(self._mapping, self._mapping)
+        return self._mapping._pairs(self._mapping)
 
     def __reversed__(self) -> Iterator[tuple[Any, Any]]:
-        return _pairs(self._mapping, reversed(self._mapping))
-
-
-def _pairs(chest: Chest, keys: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
-    for key in keys:
-        try:
-            value = chest[key]
-        except KeyError:
-            continue  # deleted since the iteration began
-        yield key, value
+        return self._mapping._pairs(reversed(self._mapping))

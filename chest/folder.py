@@ -13,15 +13,17 @@ import contextlib
 import errno
 import os
 import secrets
+import shutil
 import stat
 from collections.abc import Callable, Iterator
 
 from chest import errors, system
 
-__all__ = ["PACK", "TEMPORARY", "Folder", "refusals", "refused"]
+__all__ = ["PACK", "SEAL", "TEMPORARY", "Folder", "refusals", "refused"]
 
 PACK = ".pack-"  # how names of packs begin
-TEMPORARY = ".tmp-"  # how names of unpublished files begin
+TEMPORARY = ".tmp-"  # how names of unpublished files and folders begin
+SEAL = ".chest"  # the file that says that a folder is one value
 RESERVING = frozenset({"btrfs", "ext4", "tmpfs", "xfs"})
 PRIVATE_FILE, PRIVATE_FOLDER = 0o600, 0o700
 
@@ -136,6 +138,93 @@ class Folder:
                 raise
             system.close(fd)
 
+    def create_folder(self) -> tuple[int, str]:
+        """A new temporary folder, open and locked by its descriptor, and its name."""
+        while True:
+            name = f"{TEMPORARY}{os.getpid():x}-{secrets.token_hex(4)}"
+            os.mkdir(self._here(name), self.folder_mode, dir_fd=self._at())
+            fd = self._open_folder(name)
+            try:
+                system.lock(fd)
+                # The sweep may have come between the calls.
+                if self._is_at(fd, name):
+                    return fd, name
+            except BaseException:
+                system.close(fd)
+                self.remove_folder(name)
+                raise
+            system.close(fd)
+
+    def open_folder(self, name: str) -> int:
+        """Open a folder that is a value; nobody removes it before it is closed.
+
+        Raises
+        ------
+        FileNotFoundError
+            There is none.
+        OSError
+            As ``os.open``.
+        """
+        fd = self._open_folder(name)
+        try:
+            system.share(fd)
+            if not self._is_at(fd, name):
+                raise FileNotFoundError(errno.ENOENT, "removed", self.join(name))
+        except BaseException:
+            system.close(fd)
+            raise
+        return fd
+
+    @staticmethod
+    def close_folder(fd: int) -> None:
+        """Let go of a folder that `open_folder` opened."""
+        system.close(fd)
+
+    def remove_folder(self, name: str) -> bool:
+        """Remove a folder with all that is in it; False when somebody has it open.
+
+        It loses its name first, so that nobody ever sees a part of it.
+        """
+        try:
+            fd = self._open_folder(name)
+        except FileNotFoundError:
+            return True
+        try:
+            if not system.try_lock(fd):
+                return False
+            if self._is_at(fd, name):
+                gone = name
+                if not name.startswith(TEMPORARY):
+                    gone = f"{TEMPORARY}{os.getpid():x}-{secrets.token_hex(4)}"
+                    self._rename_out(name, gone)
+                shutil.rmtree(self._here(gone), dir_fd=self._at())
+        finally:
+            system.close(fd)
+        self._prune(name)
+        return True
+
+    def _rename_out(self, name: str, gone: str) -> None:
+        at, last, opened = self._walk(name)
+        try:
+            os.rename(last, self._here(gone), src_dir_fd=at, dst_dir_fd=self._at())
+        finally:
+            if opened:
+                system.close(opened)
+
+    def _open_folder(self, name: str) -> int:
+        at, last, opened = self._walk(name)
+        try:
+            flags = os.O_RDONLY | getattr(os, "O_DIRECTORY", 0) | _SAFE
+            return os.open(last, flags, dir_fd=at)
+        finally:
+            if opened:
+                system.close(opened)
+
+    def _is_at(self, fd: int, name: str) -> bool:
+        """The folder that is open still has this name."""
+        found = self.stat(name)
+        return found is not None and os.path.samestat(found, os.fstat(fd))
+
     def rename(self, old: str, new: str) -> None:
         """Give the temporary file *old* the name *new*, replacing what has it."""
         at, last, opened = self._walk(new, make=True)
@@ -165,6 +254,10 @@ class Folder:
         finally:
             if opened:
                 system.close(opened)
+        self._prune(name)
+
+    def _prune(self, name: str) -> None:
+        """Remove the folders inside this one that *name*'s going leaves empty."""
         while "/" in name:
             name = name.rpartition("/")[0]
             try:
@@ -180,7 +273,7 @@ class Folder:
             return None
 
     def names(self) -> Iterator[str]:
-        """Every regular file in the folder and below, in no order."""
+        """Every file in the folder and below, in no order; a sealed folder is one."""
         waiting = [""]
         while waiting:
             prefix = waiting.pop()
@@ -192,9 +285,16 @@ class Folder:
             for item in items:
                 name = f"{prefix}{item.name}"
                 if item.is_dir(follow_symlinks=False):
-                    waiting.append(name + "/")
+                    if self._is_value(name):
+                        yield name
+                    else:
+                        waiting.append(name + "/")
                 elif item.is_file(follow_symlinks=False):
                     yield name
+
+    def _is_value(self, name: str) -> bool:
+        """A folder that counts as one file: a value, or a draft of one."""
+        return name.startswith(TEMPORARY) or self.stat(f"{name}/{SEAL}") is not None
 
     def status(self) -> os.stat_result:
         """``fstat`` of the folder itself."""

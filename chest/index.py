@@ -9,13 +9,15 @@ a dict, where None stands for a key that is gone.
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Callable, Hashable, Sequence
-from itertools import repeat
+from itertools import count, repeat
 from typing import Any
 
 from chest import errors
 from chest.base import AnyEntry, Base
 from chest.checkpoint import Damaged
+from chest.expiry import NEVER
 from chest.packs import Batch, Packed
 from chest.records import Entry
 
@@ -58,7 +60,11 @@ class Index:
     batches : list of Batch
         Those that were applied.
     inline : dict
-        Keys whose value lies in the log.
+        Keys whose value lies in the log until it is settled.
+    due : float
+        The next deadline of an entry [Unix time]; infinity: there is none.
+    expired : dict of key to entry
+        What `expire` has ended and no record has yet.
     file_nbytes : int
         Bytes of the live values that have a file each.
     since : int
@@ -76,6 +82,11 @@ class Index:
         self.base: Base | None = None
         self.batches: list[Batch]
         self.inline: dict[Hashable, None]
+        self.expired: dict[Hashable, AnyEntry] = {}
+        # (deadline, order, key); the key of a row of the base is a `_Row`
+        self._deadlines: list[tuple[float, int, Any]]
+        self._ended = 0.0  # the latest time that was given to `expire`
+        self._order = count()
         self.get: Callable[[Hashable], AnyEntry | None]
         self._rebuild = rebuild
         self._clear()
@@ -88,6 +99,13 @@ class Index:
         self.batches = [*base.batches]
         self.inline = {base.key(row): None for row in base.about.inline}
         self._count = len(base)
+        about = base.about
+        # Sorted, so it is a heap already.
+        self._deadlines = [
+            (deadline, next(self._order), _Row(row))
+            for deadline, row in zip(about.deadlines, about.expiring, strict=True)
+        ]
+        self.due = about.deadlines[0] if about.deadlines else NEVER
 
     def _clear(self) -> None:
         self.entries: dict[Hashable, Any] = {}
@@ -95,12 +113,17 @@ class Index:
         self.base = None
         self.last_birth = self.file_nbytes = 0
         self.batches, self.inline = [], {}
+        self.due = NEVER
+        self._deadlines = []
+        self.expired.clear()
         self._hidden: set[int] = (
             set()
         )  # rows of the base whose key is gone or born anew
         self._count = 0  # of live keys, where there is a base
         self._in_order = True
-        self._latest: tuple[Any, AnyEntry | None] = (MISSING, None)
+        # The key last asked of the base, its row, its entry: who reads a value, or
+        # deletes it, asks several times, and what the base says never changes.
+        self._latest: tuple[Any, int, AnyEntry | None] = (MISSING, -1, None)
 
     def __len__(self) -> int:
         return len(self.entries) if self.base is None else self._count
@@ -151,14 +174,54 @@ class Index:
         old = self.get(key)
         if old is not None:
             self._outdate(key, old)
+        if self.expired:
+            self.expired.pop(key, None)
         if entry.gone:
             self._remove(key, old)
             return
         if entry.value is None:
             self.file_nbytes += entry.size
-        else:
+        elif entry.expires is None:
             self.inline[key] = None
         self._put(key, entry, entry.birth, old)
+        if entry.expires is not None:
+            item: tuple[float, int, Any] = entry.expires, next(self._order), key
+            heapq.heappush(self._deadlines, item)
+            self.due = self._deadlines[0][0]
+
+    def held(self, key: Hashable) -> AnyEntry | None:
+        """The entry whose value is on the disk still: the live one, or one that expired."""
+        return self.get(key) or self.expired.get(key)
+
+    def expire(self, now: float) -> list[Hashable]:
+        """Let entries go whose deadline is not after *now*; returns their keys.
+
+        They stand in `expired` until a record ends them. O(log n) each.
+        """
+        self._ended, base = now, self.base
+        gone: list[Hashable] = []
+        while self.due <= now:
+            deadline, _, key = heapq.heappop(self._deadlines)
+            self.due = self._deadlines[0][0] if self._deadlines else NEVER
+            if type(key) is _Row:
+                key = self._base_key(key)
+            entry = self.get(key)
+            # Else it was deleted, replaced, or given another deadline since.
+            if entry is not None and entry.expires == deadline:
+                self._outdate(key, entry)
+                self._remove(key, entry)
+                self.expired[key] = entry
+                gone.append(key)
+        # Without its base the index was made anew, and expired what it had to.
+        return gone if self.base is base else [*self.expired]
+
+    def _base_key(self, row: int) -> Any:
+        assert self.base is not None
+        try:
+            return self.base.key(row)
+        except LOST:
+            self._lose_base()
+            return None  # whose deadline it was is in the heap anew
 
     def apply_batch(
         self, batch: Batch, named: Sequence[Hashable], dead: frozenset[int]
@@ -168,6 +231,8 @@ class Index:
         self.records += batch.record.count
         self.since += batch.record.count
         entries = self.entries
+        for key in named if self.expired else ():
+            self.expired.pop(key, None)
         births = batch.births()
         new = births[0] > self.last_birth and births == sorted(births)
         if new and not dead and self._are_new(named):
@@ -210,6 +275,7 @@ class Index:
     def names(self) -> set[str]:
         """Every file that the live entries may need. O(keys), without a look at packs."""
         names = {entry.name for entry in [*self.entries.values()] if entry is not None}
+        names.update(entry.name for entry in self.expired.values())
         names.update(batch.name for batch in self.batches)
         if self.base is not None:
             try:
@@ -230,26 +296,25 @@ class Index:
         entry: AnyEntry | None = self.entries.get(key, MISSING)
         if entry is not MISSING:
             return entry
-        # A reader looks, reads, and looks again; what the base says never changes.
         latest = self._latest
         if latest[0] is key:
-            return latest[1]
+            return latest[2]
         base = self.base
         assert base is not None
         try:
-            row = base.find(key)
-            entry = None if row < 0 else base.entry(row)
-            self._latest = key, entry
-            return entry
+            row, entry = base.find(key)
         except LOST:
             self._lose_base()
             return self.get(key)
+        self._latest = key, row, entry
+        return entry
 
     def _row(self, key: Hashable) -> int:
         """The row of the base that still speaks for *key*; -1 when none does."""
         if self.base is None:
             return -1
-        row = self.base.find(key)
+        latest = self._latest
+        row = latest[1] if latest[0] is key else self.base.find(key)[0]
         return -1 if row in self._hidden else row
 
     def _ordered_both(self) -> dict[Hashable, AnyEntry]:
@@ -272,11 +337,12 @@ class Index:
         """Go on without a checkpoint that is damaged: read the log instead."""
         assert self._rebuild is not None
         fresh = self._rebuild()
-        birth = max(self.birth, fresh.birth)
+        birth, ended = max(self.birth, fresh.birth), self._ended
         self.__dict__.update(fresh.__dict__)
         self.birth = birth
         if self.base is None:
             self.get = self.entries.get
+        self.expire(ended)  # what is gone stays gone, whatever the clock says now
 
     # -- steps -------------------------------------------------------------------------
 
@@ -322,13 +388,17 @@ class Index:
         if type(old) is Packed:
             old.batch.dead += 1
         elif old.value is not None:
-            del self.inline[key]
+            self.inline.pop(key, None)
         else:
             self.file_nbytes -= old.size
 
     def _replace(self, entries: dict[Hashable, AnyEntry]) -> None:
         self.entries = entries
         self.get = entries.get
+
+
+class _Row(int):
+    """A row of the base, among the deadlines of keys."""
 
 
 def _by_birth(entries: dict[Hashable, AnyEntry]) -> dict[Hashable, AnyEntry]:

@@ -24,16 +24,9 @@ START = b"00000000"  # the word of a file that nothing was appended to
 IS_MOVED = int.from_bytes(MOVED, "little")
 
 
-_local = threading.local()
-
-
-def _held_folders() -> set[tuple[int, int]]:
-    """The folders whose lock this thread holds."""
-    try:
-        return _local.folders  # type: ignore[no-any-return]
-    except AttributeError:
-        _local.folders = set()
-        return _local.folders  # type: ignore[no-any-return]
+# Folders that are locked in this process, and the threads that hold them: of two handles
+# on one folder only one can.
+_holders: dict[tuple[int, int], int] = {}
 
 
 class LogFile:
@@ -103,8 +96,11 @@ class LogFile:
 
     def _announce(self) -> None:
         """Let pollers see that the log grew."""
-        self._set_word(b"%08x" % (self._position & 0xFFFFFFFF))
-        self.seen = self.word[1]
+        word = self.word
+        if not isinstance(word, Unmapped):
+            digits = b"%08x" % (self._position & 0xFFFFFFFF)
+            word[1] = int.from_bytes(digits, "little")
+        self.seen = word[1]
 
     def _set_word(self, word: bytes) -> None:
         if not isinstance(self.word, Unmapped):
@@ -118,11 +114,11 @@ class LogFile:
 
     def is_held_here(self) -> bool:
         """Whether this thread holds the folder's lock, by this or another handle."""
-        return self._identity in _held_folders()
+        return _holders.get(self._identity) == threading.get_ident()
 
     def _unlock(self) -> None:
         """Give the lock back, and work off what waited for it."""
-        _held_folders().discard(self._identity)
+        _holders.pop(self._identity, None)
         self._home.unlock()
         lifetime.work_off()
 
@@ -140,7 +136,7 @@ class LogFile:
                 msg,
                 path=self._home.path,
             )
-        _held_folders().add(self._identity)
+        _holders[self._identity] = threading.get_ident()
 
     def _refused(self, error: OSError, what: str) -> errors.StoreError:
         return folder.refused(error, self.path, what)

@@ -33,7 +33,8 @@ import logging
 import os
 import re
 import secrets
-from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
+from collections.abc import Callable, Collection, Hashable, Sequence
+from contextlib import AbstractContextManager
 
 import msgspec
 
@@ -153,8 +154,7 @@ class Manifest(LogFile):
 
     # -- change ------------------------------------------------------------------------
 
-    @contextlib.contextmanager
-    def exclusive(self) -> Iterator[None]:
+    def exclusive(self) -> AbstractContextManager[None]:
         """Hold the lock between processes, with everything read and a torn tail cut off.
 
         Raises
@@ -166,19 +166,32 @@ class Manifest(LogFile):
         DroppedError
             The folder or the manifest was removed meanwhile.
         """
-        self.check_writable()
-        if not self._depth:
-            self._lock()
-        self._depth += 1
+        return _Exclusive(self)
+
+    def enter(self) -> None:
+        """Begin what `exclusive` does; `leave` must follow. May be nested."""
+        if self.readonly:
+            self.check_writable()
+        if self._depth:
+            self._depth += 1
+            return
+        self._lock()
+        self._depth = 1
         try:
-            if self._depth == 1:
-                with folder.refusals(self.path, "could not be read"):
-                    self._prepare_to_write()
-            yield
-        finally:
-            self._depth -= 1
-            if not self._depth:
-                self._unlock()
+            self._prepare_to_write()
+        except BaseException as error:
+            self.leave()
+            if isinstance(error, OSError) and not isinstance(error, errors.ChestError):
+                raise self._refused(error, "could not be read") from error
+            raise
+
+    def leave(self) -> None:
+        """End what `enter` began."""
+        if not self._depth:
+            return  # in a child that was forked meanwhile: the lock is the parent's
+        self._depth -= 1
+        if not self._depth:
+            self._unlock()
 
     def append(
         self,
@@ -208,7 +221,26 @@ class Manifest(LogFile):
             for entry in entries:
                 entry.generation = 0  # implied by the place in the log
         record = entries[0] if len(entries) == 1 else entries
-        line = self._lines.line(record, number)
+        self._write(self._lines.line(record, number))
+        self._generation = number
+        for entry in entries:
+            entry.generation = entry.generation or number
+        for key, entry in pairs:
+            self.index.apply(key, entry)
+        if batch is not None:
+            self.index.apply_batch(batch, named, dead_places(batch.record))
+        self._announce()
+
+    def append_one(self, key: Hashable, entry: Entry) -> None:
+        """`append` of one new entry."""
+        number = self._generation + 1
+        self._write(self._lines.line(entry, number))
+        self._generation = entry.generation = number
+        self.index.apply(key, entry)
+        self._announce()
+
+    def _write(self, line: bytes) -> None:
+        """Write a record at the end of the log; or nothing of it is left."""
         end = self._position
         try:
             system.pwrite_all(self._fd, line, end)
@@ -219,14 +251,6 @@ class Manifest(LogFile):
             self._suspect = self.sync
             raise self._refused(error, "could not be written to") from error
         self._position = end + len(line)
-        self._generation = number
-        for entry in entries:
-            entry.generation = entry.generation or number
-        for key, entry in pairs:
-            self.index.apply(key, entry)
-        if batch is not None:
-            self.index.apply_batch(batch, named, dead_places(batch.record))
-        self._announce()
 
     @property
     def wasteful(self) -> bool:
@@ -527,6 +551,21 @@ class Manifest(LogFile):
             raise
         with folder.refusals(self.path, "could not be read"):
             self._open()
+
+
+class _Exclusive:
+    """`Manifest.enter` and `Manifest.leave` as a ``with`` block."""
+
+    __slots__ = ("_manifest",)
+
+    def __init__(self, manifest: Manifest) -> None:
+        self._manifest = manifest
+
+    def __enter__(self) -> None:
+        self._manifest.enter()
+
+    def __exit__(self, *exception: object) -> None:
+        self._manifest.leave()
 
 
 def _is_torn(line: bytes, offset: int) -> bool:

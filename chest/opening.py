@@ -83,6 +83,7 @@ def open_tier(path: str, settings: Settings) -> SpillTier:
         wanted_name=settings.key_to_filename,
         full=settings.verify == "full",
         key=key,
+        fallback=settings.fallback,
     )
 
 

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Collection, Hashable, Sequence
 
-from chest import errors
+import msgspec
+
+from chest import errors, keys
 from chest.folder import refusals
 from chest.formats.pickle5 import Pickle5, undecodable
 from chest.index import AnyEntry
 from chest.manifest import Manifest, dead_bits
 from chest.packs import Batch, Packed, Packs, Small
 from chest.protocols import Format
+from chest.records import Entry
 from chest.stores.local import LocalStore
 
 __all__ = ["PACKED_NBYTES", "SmallTier", "is_shared", "is_small"]
@@ -47,6 +50,7 @@ class SmallTier:
         self._formats = formats
         self._pickle = Pickle5()
         self.dumps = self._pickle.dumps
+        self._loads = self._pickle.loads
         self.written = self.written_bytes = 0
         self.loaded = self.loaded_bytes = 0
 
@@ -90,13 +94,55 @@ class SmallTier:
             batch = self.pack(small, rewritten=moved)
         if dead:
             batch.record.dead = dead_bits(batch.record.count, dead)
-        find = self.manifest.index.get
+        find = self.manifest.index.held
         old = [find(key) for place, key in enumerate(named) if place not in dead]
         self.manifest.append([], batch, named, moved=moved)
         if not moved:
             self.written += len(named) - len(dead)
             self.written_bytes += batch.nbytes
         return [each.name for each in old if each is not None and not is_shared(each)]
+
+    def in_log(
+        self, key: Hashable, data: bytes, birth: int, nbytes: int, entry: AnyEntry
+    ) -> Entry:
+        """The entry of a small value in the log itself, which *entry* spoke of before."""
+        return Entry(
+            keys.encode(key),
+            birth,
+            size=len(data),
+            nbytes=nbytes,
+            mapped=entry.mapped,
+            value=data,
+            expires=entry.expires,
+            generation=entry.generation,
+        )
+
+    def retime(self, key: Hashable, entry: AnyEntry, expires: float | None) -> None:
+        """Give a value another deadline; called within `exclusive`.
+
+        Its generation stays. A packed value comes to lie in the log: a pack has no
+        deadlines.
+        """
+        if type(entry) is Packed:
+            data = self.raw(key, entry)
+            new = self.in_log(key, data, entry.birth, entry.nbytes, entry)
+        else:
+            assert type(entry) is Entry
+            new = msgspec.structs.replace(entry)
+        new.expires = expires
+        self.manifest.append([(key, new)], moved=True)
+
+    def bury(self) -> list[str]:
+        """Append tombstones for what has expired; called within `exclusive`.
+
+        Returns names to `delete`.
+        """
+        expired = {**self.manifest.index.expired}
+        if not expired:
+            return []
+        pairs = [(key, Entry(each.text, gone="key")) for key, each in expired.items()]
+        self.manifest.append(pairs)
+        return [each.name for each in expired.values() if not is_shared(each)]
 
     def raw(self, key: Hashable, entry: AnyEntry) -> bytes:
         """The pickle of a small value, from its pack or from the log."""
@@ -117,11 +163,14 @@ class SmallTier:
 
     def read_small(self, key: Hashable, entry: AnyEntry) -> object:
         """Read a value from its pack, or from the log; no lock. Raises as `read`."""
-        data = self.raw(key, entry)
+        return self.decode_small(key, entry, self.raw(key, entry))
+
+    def decode_small(self, key: Hashable, entry: AnyEntry, data: bytes) -> object:
+        """The value that `raw` gave the pickle of; raises as `read`."""
         if "pickle" not in self._formats:
             self._format(entry, key)  # which says why it is not read
         try:
-            value = self._pickle.loads(data)
+            value = self._loads(data)
         except MemoryError:
             raise
         except Exception as error:  # a pickle may raise anything

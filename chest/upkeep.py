@@ -12,7 +12,7 @@ import time
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from chest import facts, reprs, settings, system
+from chest import facts, reprs, system
 from chest.engine import Engine
 from chest.index import AnyEntry, same
 from chest.packing import FEWEST_PACKED
@@ -33,8 +33,10 @@ class Upkeep(Engine):
 
     def __len__(self) -> int:
         """How many keys there are; O(1)."""
-        self._look()
-        return len(self._manifest.index) + len(self._fresh)
+        if self._word[1] != self._seen:
+            self.refresh()
+        fresh = self._fresh_births if not self._newest else self._fresh
+        return len(self._manifest.index) + len(fresh)
 
     # -- what there is -----------------------------------------------------------------
 
@@ -45,7 +47,9 @@ class Upkeep(Engine):
 
     @available_memory.setter
     def available_memory(self, budget: float | str) -> None:
-        self._memory.budget = reprs.parse_bytes(budget, limit=system.memory_limit)
+        self._memory.budget = reprs.parse_bytes(
+            budget, option="available_memory", limit=system.memory_limit
+        )
         self.shrink()
 
     @property
@@ -68,7 +72,10 @@ class Upkeep(Engine):
         slot = self._slots.get(key)
         entry = self._manifest.index.get(key)
         if entry is None or not entry.name or (slot is not None and slot.dirty):
-            return self._spill.store.home.join(self._spill.name(key))
+            own = slot.options[0] if slot is not None and slot.options else None
+            form = own or self._settings.format
+            name = self._spill.name(key, self._values.get(key), form)
+            return self._spill.store.home.join(name)
         return self._spill.store.home.join(entry.name)
 
     def entry(self, key: Hashable) -> facts.KeyFacts:
@@ -120,6 +127,7 @@ class Upkeep(Engine):
             written_nbytes=self._spill.written_bytes,
             loads=self._spill.loaded,
             loaded_nbytes=self._spill.loaded_bytes,
+            saved=sum(each.saved for each in self._savers),
         )
 
     def __repr__(self) -> str:
@@ -250,10 +258,18 @@ class Upkeep(Engine):
         if bytes is None and older_than is None:
             msg = "trim() needs bytes=, older_than=, or both"
             raise TypeError(msg)
-        most = (
-            None if bytes is None else reprs.parse_bytes(bytes, limit=settings.no_share)
-        )
+        most = None if bytes is None else reprs.parse_bytes(bytes, option="bytes")
         return self._trim(most, older_than)
+
+    def _written_before(self, keys: Iterable[Any], seconds: float) -> list[Any]:
+        """Those whose file was written that long ago; what has no file is new."""
+        now, found = time.time(), []
+        for key in keys:
+            entry = self._manifest.index.get(key)
+            status = self._spill.store.home.stat(entry.name) if entry else None
+            if now - (status.st_mtime if status else now) >= seconds:
+                found.append(key)
+        return found
 
     def _written_more(self) -> None:
         """Delete the least recently used keys beyond ``available_disk``."""
@@ -308,10 +324,10 @@ class Upkeep(Engine):
         """Take over values of another chest, whose entries these are."""
         with self.lock:
             births = {key: self._birth_of(key) for key, _ in pairs}
-        small = [pair for pair in pairs if is_small(pair[1])]
+        small = [pair for pair in pairs if _may_share(pair[1])]
         if self._packs and len(small) >= FEWEST_PACKED:
             self._adopt_small(theirs, small, births)
-            pairs = [pair for pair in pairs if not is_small(pair[1])]
+            pairs = [pair for pair in pairs if not _may_share(pair[1])]
         for start in range(0, len(pairs), MOST_DRAFTS):
             written: list[Written] = []
             try:
@@ -378,6 +394,11 @@ class Upkeep(Engine):
                     self._revive(slot)
         self._spill.delete(names)
         return len(gone)
+
+
+def _may_share(entry: AnyEntry) -> bool:
+    """A small value that may lie in a pack, where there are no deadlines."""
+    return is_small(entry) and entry.expires is None
 
 
 class _InMemory(Mapping[Any, Any]):

@@ -31,7 +31,7 @@ from chest.core import Chest, _reopen
 from chest.errors import ChestError, short
 from chest.settings import Settings
 
-__all__ = ["Results", "Shelf", "checkpoint", "compute", "get"]
+__all__ = ["Results", "Shelf", "checkpoint", "compute", "get", "name_of"]
 
 log = logging.getLogger("chest")
 

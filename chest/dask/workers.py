@@ -23,7 +23,7 @@ from chest.core import Chest
 from chest.memory import ROOM, SMALL, Slot, weigh
 from chest.packing import FEWEST_PACKED
 from chest.reprs import parse_bytes
-from chest.settings import DEFAULT_MEMORY, Settings, no_share
+from chest.settings import DEFAULT_MEMORY, Settings
 
 if TYPE_CHECKING:
     from distributed.spill import SpilledSize
@@ -106,7 +106,7 @@ class SpillChest(Chest):
         self._digest_metric = context_meter.digest_metric
         self._size = SpilledSize
         self._max_spill = (
-            None if max_spill is None else parse_bytes(max_spill, limit=no_share)
+            None if max_spill is None else parse_bytes(max_spill, option="max_spill")
         )
         self.cumulative_metrics = defaultdict(float)
         self._spilled: dict[Hashable, SpilledSize] = {}

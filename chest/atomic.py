@@ -1,0 +1,472 @@
+"""Operations that read and write in one step, for all processes.
+
+Owns: transactions, counters, insertion if absent, deadlines: what is published when the
+call returns, or did not happen. Does not own: the mapping, or how values move.
+
+A value is encoded before the lock is taken where it is known before; what depends on the
+present value is small, or the user's to keep small.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from itertools import islice
+from numbers import Number
+from typing import Any, NamedTuple, TypeVar
+
+from chest import expiry, keys
+from chest.bulk import Bulk
+from chest.engine import is_readonly_array
+from chest.errors import short
+from chest.index import AnyEntry, same
+from chest.ledger import generation
+from chest.memory import Options, Slot, Weight, weigh
+from chest.packing import INLINE_NBYTES
+from chest.records import Entry
+from chest.sizing import SCALARS
+from chest.spill import MOST_DRAFTS, Written
+from chest.transaction import Transaction
+
+__all__ = ["Atomic"]
+
+MISSING: Any = object()
+ORDINARY_FORMATS = (None, "pickle")
+T = TypeVar("T")
+
+
+class _New(NamedTuple):
+    """A value that was written and that nobody sees yet."""
+
+    written: Written
+    value: Any
+    weight: Weight
+    options: Options | None
+
+
+class Atomic(Bulk):
+    """An engine whose operations are exact between threads and processes."""
+
+    __slots__ = ()
+
+    def transact(self, change: Callable[[Transaction], T]) -> T:
+        """Call *change* with a mapping; what it set and deleted is published at once.
+
+        All of it or nothing: while *change* runs no other process can publish and nobody
+        sees its changes; when it raises, nothing happened.
+
+        Parameters
+        ----------
+        change : callable
+            Takes a `Transaction` and uses it like a dict. What it returns is returned.
+            It should be quick, because others wait; the chest itself should not be
+            used in it.
+
+        Raises
+        ------
+        EncodingError, StoreError
+            Something could not be written; nothing happened.
+        LockTimeout
+            Another process held the lock for ``timeout`` seconds.
+
+        Notes
+        -----
+        Holds both locks all the time, also while values are written.
+
+        Examples
+        --------
+        >>> from chest import Chest
+        >>> def move(t):
+        ...     t["a"] -= 10
+        ...     t["b"] += 10
+        ...     return t["b"]
+        >>> with Chest({"a": 100, "b": 0}) as c:
+        ...     c.transact(move), c["a"]
+        (10, 90)
+        """
+        with self._publishing():
+            work = Transaction(self._private, self._has, self._ordered)
+            result = change(work)
+            new: list[_New] = []
+            try:
+                for key, value in work.written.items():
+                    new.append(self._encoded(key, value))
+                replaced = self._accept(new, list(work.gone))
+            finally:
+                self._spill.discard(each.written for each in new)
+        self._after(replaced)
+        return result
+
+    def incr(self, key: Hashable, delta: Any = 1, default: Any = 0) -> Any:
+        """Add *delta* to a number and return the sum; published at once.
+
+        No increment of another process or thread is lost. A deadline that the key has
+        stays.
+
+        Parameters
+        ----------
+        key : Hashable
+        delta : number
+        default : number or None
+            What a missing key counts as; None: it must be there.
+
+        Raises
+        ------
+        KeyError
+            There is no such key, and *default* is None.
+        TypeError
+            The value is no number; it is left as it is.
+
+        Examples
+        --------
+        >>> from chest import Chest
+        >>> with Chest() as c:
+        ...     c.incr("visits"), c.incr("visits", 10), c.decr("visits")
+        (1, 11, 10)
+        """
+        with self._publishing():
+            entry = self._manifest.index.get(key)
+            try:
+                number = self._values[key]
+            except KeyError:
+                if entry is not None:
+                    number = self._read(key)[0]
+                elif default is None:
+                    raise
+                else:
+                    number = default
+            if not isinstance(number, Number):
+                msg = f"{short(key)} is a {type(number).__name__}, which has no sum"
+                raise TypeError(msg)
+            total = number + delta
+            expires = None if entry is None else entry.expires
+            weight = weigh(total)
+            data = self._dumped(total, weight, None)
+            if data is not None and self._goes_to_log(entry):
+                self._publish_small(key, total, weight, data, entry, None, expires)
+                return total
+            new = self._encoded(key, total, expires=expires)
+            try:
+                replaced = self._accept([new])
+            finally:
+                self._spill.discard([new.written])
+        self._after(replaced)
+        return total
+
+    def decr(self, key: Hashable, delta: Any = 1, default: Any = 0) -> Any:
+        """Subtract *delta* from a number and return the difference; see `incr`."""
+        return self.incr(key, -delta, default)
+
+    def add(self, key: Hashable, value: Any, *, ttl: float | None = None) -> bool:
+        """Set *key* if it is not there, and publish it; whether it was set.
+
+        Of several processes that add one key at once, one is told True.
+
+        Parameters
+        ----------
+        key : Hashable
+        value : object
+        ttl : float, optional
+            Seconds after which the key counts as absent.
+
+        Examples
+        --------
+        >>> from chest import Chest
+        >>> with Chest() as c:
+        ...     c.add("leader", "me"), c.add("leader", "you"), c["leader"]
+        (True, False, 'me')
+        """
+        self._look()
+        if self._has(key):
+            return False
+        expires = None if ttl is None else expiry.deadline(ttl)
+        new = self._encoded(key, value, expires=expires)
+        return self._put_if(new, lambda _: not self._has(key))
+
+    def pop(self, key: Hashable, default: Any = MISSING) -> Any:
+        """Remove *key* and return its value; only one of several callers gets it."""
+        while True:
+            self._look()
+            entry: AnyEntry | None = None
+            try:
+                try:
+                    value = self._values[key]
+                except KeyError:
+                    value, entry, _ = self._read(key)
+            except KeyError:
+                if default is MISSING:
+                    raise
+                return default
+            if self._take(key, value, entry):
+                return value
+
+    def touch(self, key: Hashable, ttl: float | None = None) -> bool:
+        """Have *key* end in *ttl* seconds from now, or never; published at once.
+
+        Returns
+        -------
+        bool
+            Whether there is such a key.
+
+        Notes
+        -----
+        The value is neither read nor written, but for one that was not published yet.
+
+        Examples
+        --------
+        >>> from chest import Chest
+        >>> with Chest({"session": "…"}) as c:
+        ...     c.touch("session", 3600), c.touch("other", 3600)
+        (True, False)
+        """
+        expires = None if ttl is None else expiry.deadline(ttl)
+        with self._publishing():
+            slot = self._slots.get(key)
+            if slot is not None and slot.dirty:
+                self._raise_first(self._write_out([slot], keep=True))
+            entry = self._manifest.index.get(key)
+            if entry is None:
+                return False
+            self._spill.retime(key, entry, expires)
+            if slot is not None:
+                slot.entry = self._manifest.index.get(key)
+        return True
+
+    def expires(self, key: Hashable) -> float | None:
+        """When *key* ends, as Unix time [s]; None: never.
+
+        Raises
+        ------
+        KeyError
+            There is no such key.
+        """
+        self._look()
+        slot, entry = self._slots.get(key), self._manifest.index.get(key)
+        if slot is None and entry is None:
+            raise KeyError(key)
+        # What was set and not published yet has no deadline.
+        return None if entry is None or (slot and slot.dirty) else entry.expires
+
+    # -- for the floors above ----------------------------------------------------------
+
+    def _set_expiring(self, pairs: Iterable[tuple[Any, Any]], ttl: float) -> None:
+        """Set and publish pairs that end in *ttl* seconds."""
+        expires = expiry.deadline(ttl)
+        rest = iter(pairs)
+        while some := dict(islice(rest, MOST_DRAFTS)):
+            new: list[_New] = []
+            try:
+                for key, value in some.items():
+                    new.append(self._encoded(key, value, None, expires))
+                with self._publishing():
+                    replaced = self._accept(new)
+            finally:
+                self._spill.discard(each.written for each in new)
+            self._after(replaced)
+
+    def _put(
+        self,
+        key: Hashable,
+        value: Any,
+        options: Options | None = None,
+        expires: float | None = None,
+    ) -> None:
+        """Set *key* and publish it."""
+        weight = weigh(value)
+        data = self._dumped(value, weight, options)
+        if data is not None:
+            self._manifest.check_writable()
+            with self._publishing():
+                old = self._manifest.index.get(key)
+                if self._goes_to_log(old):
+                    self._publish_small(key, value, weight, data, old, options, expires)
+                    return
+        self._put_if(self._encoded(key, value, options, expires), lambda _: True)
+
+    def _put_if(self, new: _New, allowed: Callable[[AnyEntry | None], bool]) -> bool:
+        """Publish a value if the key's present entry is as it must be."""
+        try:
+            with self._publishing():
+                if not allowed(self._manifest.index.get(new.written.key)):
+                    return False
+                replaced = self._accept([new])
+        finally:
+            self._spill.discard([new.written])  # unless it was published
+        self._after(replaced)
+        return True
+
+    def _etag(self, key: Hashable) -> int:
+        """The generation of the value that *key* has, which is published if need be.
+
+        0: there is no such key.
+        """
+        self._look()
+        slot = self._slots.get(key)
+        if slot is not None:
+            # Also when it was changed in place.
+            self._raise_first(self._write_out([slot], keep=True))
+        return generation(self._manifest.index.get(key))
+
+    def _keep(
+        self, key: Hashable, value: Any, seconds: float, ttl: float | None
+    ) -> None:
+        """Publish a value that took so many seconds to make, and leave it to the caller.
+
+        The caller has the same object, so it stays in memory only if it cannot change.
+        """
+        new = self._encoded(
+            key, value, None, None if ttl is None else expiry.deadline(ttl)
+        )
+        new.written.entry.cost = round(seconds, 6)
+        try:
+            with self._publishing():
+                replaced = self._accept([new])
+                slot = self._slots.get(key)
+                if slot is not None and not slot.fixed:
+                    self._memory.drop(slot)
+        finally:
+            self._spill.discard([new.written])
+        self._after(replaced)
+
+    def _fresh_value(self, key: Hashable) -> tuple[Any, float]:
+        """A value that nobody else can change, and the seconds it took to make.
+
+        What is immutable comes from memory, anything else is read anew.
+        """
+        self._look()
+        slot, entry = self._slots.get(key), self._manifest.index.get(key)
+        if slot is not None and (slot.fixed or entry is None):
+            with contextlib.suppress(KeyError):  # another thread has just let it go
+                return self._values[key], entry.cost if entry else 0.0
+        value, entry, loaded = self._read(key)
+        readonly = loaded.mapped and is_readonly_array(value)
+        if readonly or type(value) in SCALARS:
+            value = self._admit(
+                key, value, entry, loaded.weight, loaded.seconds, readonly=readonly
+            )
+        return value, entry.cost
+
+    # -- steps -------------------------------------------------------------------------
+
+    def _dumped(
+        self, value: Any, weight: Weight, options: Options | None
+    ) -> bytes | None:
+        """The pickle of a value that may lie in the log; None: it may not."""
+        if not self._packs or weight[0] > INLINE_NBYTES:
+            return None
+        if options is not None and options[0] not in ORDINARY_FORMATS:
+            return None
+        return self._spill.small(value)
+
+    def _goes_to_log(self, old: AnyEntry | None) -> bool:
+        """A small value in the place of *old* replaces no file and nothing in a pack."""
+        return (
+            old is None or old.value is not None
+        ) and not self._manifest.index.expired
+
+    def _publish_small(
+        self,
+        key: Hashable,
+        value: Any,
+        weight: Weight,
+        data: bytes,
+        old: AnyEntry | None,
+        options: Options | None,
+        expires: float | None,
+    ) -> None:
+        """Publish one value in the log. Locks held."""
+        # `_encoded` and `_accept` for the usual case of counters and of small values
+        # that are published one by one, in a third of their time.
+        index, memory = self._manifest.index, self._memory
+        slot = self._slots.get(key)
+        known = slot or old
+        plain, buffers = weight
+        total = plain + sum(buffers.values()) if buffers else plain
+        entry = Entry(
+            keys.encode(key),
+            known.birth if known else index.next_birth(),
+            size=len(data),
+            nbytes=total,
+            value=data,
+            expires=expires,
+        )
+        if options:
+            entry.mapped = options[1]
+        self._manifest.append_one(key, entry)
+        slot = memory.put(key, value, entry.birth, plain, buffers, slot, options)
+        slot.dirty, slot.entry = False, entry
+        if self._fresh:
+            self._fresh.pop(key, None)
+        if memory.used > memory.budget:
+            memory.drop(slot)  # it is written, so it goes before others have to
+
+    def _encoded(
+        self,
+        key: Hashable,
+        value: Any,
+        options: Options | None = None,
+        expires: float | None = None,
+    ) -> _New:
+        """Write a value that nobody sees yet; no lock is needed."""
+        self._manifest.check_writable()
+        weight = weigh(value)
+        total = weight[0] + sum((weight[1] or {}).values())
+        job = self._job(Slot(key, total, 0, 0, 0, options=options), value)
+        written = (self._inlined([job]) or [self._spill.encode(job)])[0]
+        written.entry.expires = expires
+        return _New(written, value, weight, options)
+
+    def _accept(self, new: Sequence[_New], gone: Sequence[Hashable] = ()) -> list[str]:
+        """Publish values and deletions in one record, and let memory follow. Locks held.
+
+        Returns names to delete once the lock is free.
+        """
+        index, ended = self._manifest.index, set(gone)
+        for each in new:
+            key, entry, _ = each.written
+            known = None if key in ended else self._slots.get(key) or index.get(key)
+            entry.birth = known.birth if known else index.next_birth()
+        replaced = self._spill.publish([each.written for each in new], gone=gone)
+        self._forget_slots(gone)
+        for each in new:
+            key, entry, _ = each.written
+            known = self._slots.get(key)
+            slot = self._memory.put(
+                key, each.value, entry.birth, *each.weight, known, each.options
+            )
+            slot.dirty, slot.entry = False, entry
+            self._fresh.pop(key, None)
+            if slot.nbytes > self._memory.budget:
+                self._memory.drop(slot)
+        return replaced
+
+    def _after(self, replaced: Iterable[str]) -> None:
+        """What follows a publication once the locks are free."""
+        self._spill.delete(replaced)
+        self._written_more()
+        if self._memory.used > self._memory.budget:
+            self.shrink()
+
+    def _has(self, key: Hashable) -> bool:
+        """Whether *key* is there; lock held."""
+        return key in self._slots or self._manifest.index.get(key) is not None
+
+    def _private(self, key: Hashable) -> Any:
+        """The value of *key*, which may be changed unseen by others. Locks held."""
+        slot = self._slots.get(key)
+        if slot is not None:
+            if slot.fixed:
+                return self._values[key]
+            self._raise_first(self._write_out([slot], keep=True))
+        return self._read(key, mapped="copy")[0]
+
+    def _take(self, key: Hashable, value: Any, entry: AnyEntry | None) -> bool:
+        """Delete *key* if its value is still the one that was read."""
+        with self._publishing():
+            if key in self._slots:
+                if entry is not None or self._values[key] is not value:
+                    return False
+            elif entry is None or not same(self._manifest.index.get(key), entry):
+                return False
+            self.delete_many([key])
+        return True

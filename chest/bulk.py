@@ -1,0 +1,178 @@
+"""Many keys at once: reading in storage order, writing and deleting in one publication.
+
+Owns: reading ahead, and what `items`, `get_many`, `set_many` and `delete_many` have in
+common. Does not own: the single key, or how values move.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable, Iterator, Mapping
+from itertools import islice
+from typing import Any
+
+from chest.index import AnyEntry, same
+from chest.packs import Batch, Packed
+from chest.settings import nothing
+from chest.upkeep import Upkeep
+
+__all__ = ["Bulk"]
+
+WINDOW = 1024  # keys read ahead; packed values of them take 8 MiB at most
+AHEAD_NBYTES = 64 << 20  # of files that the system is asked to read meanwhile
+
+Ahead = dict[Hashable, tuple[AnyEntry, bytes]]
+
+
+class Bulk(Upkeep):
+    """An engine that takes many keys at once."""
+
+    __slots__ = ()
+
+    def get_many(self, keys: Iterable[Hashable]) -> dict[Any, Any]:
+        """The values of those *keys* that are there, as a dict in the order of *keys*.
+
+        Values are read in the order in which they lie on disk, many at a time, and are
+        not kept: what was not in memory is the caller's own copy.
+
+        Raises
+        ------
+        CorruptValueError, DecodingError, UntrustedError
+            As reading one of them.
+
+        Examples
+        --------
+        >>> from chest import Chest
+        >>> with Chest({"a": 1, "b": 2, "c": 3}) as c:
+        ...     c.get_many(["c", "x", "a"])
+        {'c': 3, 'a': 1}
+        """
+        return dict(self._pairs(keys))
+
+    def set_many(
+        self,
+        pairs: Mapping[Any, Any] | Iterable[tuple[Any, Any]],
+        *,
+        ttl: float | None = None,
+    ) -> None:
+        """Set many values and publish them; all are visible to others on return.
+
+        Many small values go into one pack, so this is the quickest way to write them.
+        They are not one transaction: others may see some before the rest (`transact`
+        is all or nothing).
+
+        Parameters
+        ----------
+        pairs : Mapping or iterable of pairs
+        ttl : float, optional
+            Seconds after which all of them count as absent.
+
+        Raises
+        ------
+        EncodingError, StoreError
+            For the first value that could not be written; those that could are published,
+            those that could not stay in memory.
+        """
+        given = pairs.items() if isinstance(pairs, Mapping) else pairs
+        if ttl is not None:
+            self._set_expiring(given, ttl)
+            return
+        named = []
+        for key, value in given:
+            self._set(key, value, None)
+            named.append(key)
+        with self.lock:
+            slots = [
+                self._slots[key] for key in dict.fromkeys(named) if key in self._slots
+            ]
+        self._raise_first(self._write_out(slots, keep=True))
+
+    def delete_many(self, keys: Iterable[Hashable]) -> int:
+        """Delete those *keys* that are there, for everyone and all at once.
+
+        Returns
+        -------
+        int
+            How many there were.
+
+        Raises
+        ------
+        StoreError
+            The disk refused; none was deleted.
+
+        Examples
+        --------
+        >>> from chest import Chest
+        >>> with Chest({"a": 1, "b": 2, "c": 3}) as c:
+        ...     c.delete_many(["c", "x", "a"]), list(c)
+        (2, ['b'])
+        """
+        wanted = dict.fromkeys(keys)
+        with self._publishing():
+            find, slots = self._manifest.index.get, self._slots
+            stored = [key for key in wanted if find(key) is not None]
+            fresh = [key for key in wanted if key in self._fresh]
+            names = self._spill.remove(stored)
+            self._forget_slots(key for key in wanted if key in slots)
+        self._spill.delete(names)
+        return len(stored) + len(fresh)
+
+    # -- for the floors above ----------------------------------------------------------
+
+    def _set(self, key: Hashable, value: Any, options: Any) -> None:
+        raise NotImplementedError
+
+    def _set_expiring(self, pairs: Iterable[tuple[Any, Any]], ttl: float) -> None:
+        raise NotImplementedError
+
+    # -- reading in storage order ------------------------------------------------------
+
+    def _pairs(self, keys: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
+        """Those *keys* that are there, with their values, which are not kept.
+
+        A value that is in memory is the one that is handed out. What others change
+        between the reading ahead and its turn is read once more.
+        """
+        rest = iter(keys)
+        while window := list(islice(rest, WINDOW)):
+            ahead = self._read_ahead(window)
+            for key in window:
+                try:
+                    value = self._glance(key, ahead)
+                except KeyError:
+                    continue  # deleted since, or never there
+                yield key, value
+
+    def _glance(self, key: Any, ahead: Ahead) -> Any:
+        """The value of *key* without any trace in memory."""
+        self._look()
+        try:
+            return self._values[key]
+        except KeyError:
+            pass
+        if self._settings.on_miss is not nothing:
+            self._settings.on_miss(key)
+        read = ahead.get(key)
+        if read is not None:
+            entry, data = read
+            if same(self._manifest.index.get(key), entry):
+                return self._spill.decode_small(key, entry, data)
+        return self._read(key)[0]
+
+    def _read_ahead(self, window: list[Any]) -> Ahead:
+        """Read what lies in packs; have the system read the files."""
+        self._look()
+        packed: dict[Batch, dict[int, Any]] = {}
+        left = AHEAD_NBYTES
+        find, values = self._manifest.index.get, self._values
+        for key in window:
+            entry = None if key in values else find(key)
+            if type(entry) is Packed:
+                packed.setdefault(entry.batch, {})[entry.place] = key
+            elif entry is not None and entry.name and left > 0:
+                left -= entry.size
+                self._spill.store.read_ahead(entry.name)
+        ahead: Ahead = {}
+        for batch, places in packed.items():
+            for place, data in self._spill.packs.read_many(batch, sorted(places)):
+                ahead[places[place]] = Packed(batch, place), data
+        return ahead

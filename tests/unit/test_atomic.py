@@ -1,0 +1,531 @@
+"""Operations that are one step for everyone: transactions, counters, add, deadlines."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from chest import Chest, errors, expiry
+
+
+@pytest.fixture
+def two(tmp_path: Path) -> Iterator[tuple[Chest, Chest]]:
+    """Two handles on one chest, which see each other as two processes do."""
+    with Chest(tmp_path / "c") as one, Chest(tmp_path / "c") as other:
+        yield one, other
+
+
+class Clock:
+    """The time, as a test sets it."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.time = 1_000_000.0
+        monkeypatch.setattr(expiry, "now", lambda: self.time)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    return Clock(monkeypatch)
+
+
+def files(c: Chest) -> set[str]:
+    return set(os.listdir(c.path))
+
+
+class TestCounters:
+    def test_an_increment_is_seen_by_others_when_it_returns(self, two) -> None:
+        one, other = two
+        assert one.incr("n") == 1
+        assert other.incr("n", 5) == 6
+        assert one["n"] == 6
+        assert one.decr("n", 2) == 4 == other["n"]
+
+    def test_a_missing_key_counts_as_the_default(self, two) -> None:
+        assert two[0].incr("n", 1, 10) == 11
+        with pytest.raises(KeyError, match="m"):
+            two[0].incr("m", default=None)
+        assert "m" not in two[1]
+
+    def test_floats_and_numpy_numbers_are_counted_too(self, two) -> None:
+        one, other = two
+        one["x"] = np.float64(1.5)
+        assert one.incr("x", 0.25) == 1.75 == other["x"]
+
+    def test_what_is_no_number_is_refused_and_stays(self, two) -> None:
+        one, _ = two
+        one["x"] = [1]
+        with pytest.raises(TypeError, match="'x' is a list"):
+            one.incr("x", [2])
+        assert one["x"] == [1]
+
+    def test_no_increment_of_many_threads_is_lost(self, two) -> None:
+        start = threading.Barrier(4)
+
+        def count(c: Chest) -> None:
+            start.wait()
+            for _ in range(100):
+                c.incr("n")
+
+        threads = [threading.Thread(target=count, args=(two[i % 2],)) for i in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert two[0]["n"] == two[1]["n"] == 400
+
+    @pytest.mark.parametrize("options", [{"pack": False}, {"format": "data"}])
+    def test_they_work_where_nothing_lies_in_the_log(self, tmp_path, options) -> None:
+        with Chest(tmp_path / "c", **options) as c:
+            for _ in range(3):
+                c.incr("n")
+            assert c["n"] == 3
+            assert files(c) == {".keys", "n"} | (files(c) & {"n-2", "n-3"})
+        with Chest(tmp_path / "c", **options) as c:
+            assert c["n"] == 3
+
+    def test_a_counter_survives_reopening(self, tmp_path) -> None:
+        with Chest(tmp_path / "c") as c:
+            c.incr("n", 41)
+        with Chest(tmp_path / "c") as c:
+            assert c.incr("n") == 42
+
+    def test_a_readonly_chest_refuses(self, tmp_path) -> None:
+        Chest(tmp_path / "c").close()
+        with Chest(tmp_path / "c", readonly=True) as c:
+            for change in (c.incr, lambda k: c.add(k, 1), lambda k: c.touch(k, 1)):
+                with pytest.raises(errors.ReadOnlyError):
+                    change("n")
+
+
+class TestAdd:
+    def test_only_the_first_of_two_adds(self, two) -> None:
+        one, other = two
+        assert one.add("k", "mine")
+        assert not other.add("k", "yours")
+        assert one["k"] == other["k"] == "mine"
+
+    def test_one_of_many_threads_is_told_so(self, two) -> None:
+        start, told = threading.Barrier(6), []
+
+        def add(number: int) -> None:
+            start.wait()
+            if two[number % 2].add("k", number):
+                told.append(number)
+
+        threads = [threading.Thread(target=add, args=(i,)) for i in range(6)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert told == [two[0]["k"]] == [two[1]["k"]]
+
+    def test_what_was_not_added_leaves_no_file(self, two) -> None:
+        one, other = two
+        big = np.zeros(100_000)
+        assert one.add("k", big)
+        before = files(one)
+        assert not other.add("k", big)
+        assert files(one) == before
+
+
+class TestTransact:
+    def test_all_of_it_becomes_visible_at_once(self, two) -> None:
+        one, other = two
+        one.update(a=100, b=0, gone=1)
+
+        def move(t: Any) -> int:
+            t["a"] -= 10
+            t["b"] += 10
+            del t["gone"]
+            assert "gone" not in t
+            assert list(t) == ["a", "b"]
+            assert other.get("b") is None  # nothing was published before, or is now
+            return len(t)
+
+        assert one.transact(move) == 2
+        assert dict(other) == dict(one) == {"a": 90, "b": 10}
+
+    def test_nothing_happens_when_it_raises(self, two) -> None:
+        one, other = two
+        one["a"], one["list"] = 1, [1]
+        one.sync()
+        before = os.stat(os.path.join(one.path, ".keys")).st_size
+
+        def fail(t: Any) -> None:
+            t["a"] = 2
+            t["new"] = np.zeros(100_000)
+            t["list"].append(2)
+            del t["list"]
+            raise RuntimeError
+
+        with pytest.raises(RuntimeError):
+            one.transact(fail)
+        assert dict(one) == dict(other) == {"a": 1, "list": [1]}
+        assert os.stat(os.path.join(one.path, ".keys")).st_size == before
+        assert files(one) == {".keys", "list"} or files(one) == {".keys"}
+
+    def test_a_value_that_cannot_be_written_undoes_all(self, two) -> None:
+        one, other = two
+
+        def change(t: Any) -> None:
+            t["a"] = np.zeros(100_000)
+            t["b"] = threading.Lock()
+
+        with pytest.raises(errors.EncodingError, match='"b"'):
+            one.transact(change)
+        assert not one
+        assert not other
+        assert files(one) == {".keys"}
+
+    def test_it_is_a_mapping_like_any_other(self, two) -> None:
+        one, other = two
+        one.set_many({"a": 1, "b": 2, "c": 3})
+
+        def change(t: Any) -> list[Any]:
+            found = [t.pop("a"), t.setdefault("d", 4), t.popitem(), t.get("x")]
+            t.update(e=5)
+            t["a"] = 6
+            assert ("d" in t, "e" in t, "b" in t) == (False, True, True)
+            assert "2 set" in repr(t)
+            return found
+
+        assert one.transact(change) == [1, 4, ("d", 4), None]
+        assert list(other.items()) == [("b", 2), ("c", 3), ("e", 5), ("a", 6)]
+
+    def test_popitem_of_nothing_is_a_key_error(self, two) -> None:
+        with pytest.raises(KeyError, match="empty"):
+            two[0].transact(lambda t: t.popitem())
+
+    def test_a_value_in_it_is_a_copy(self, two) -> None:
+        one, other = two
+        one["x"] = [1]
+        one.transact(lambda t: t["x"].append(2))
+        assert one["x"] == other["x"] == [1]
+
+        def change(t: Any) -> None:
+            t["x"] = [*t["x"], 2]
+
+        one.transact(change)
+        assert one["x"] == other["x"] == [1, 2]
+
+    def test_what_is_larger_than_the_budget_is_written_and_let_go(
+        self, tmp_path
+    ) -> None:
+        with Chest(tmp_path / "c", available_memory=10_000) as c:
+            c.transact(
+                lambda t: t.update(a=bytes(20_000), b=bytes(9_000), c=bytes(9_000))
+            )
+            assert c.memory_usage <= 10_000
+            assert {key: len(value) for key, value in c.items()} == {
+                "a": 20_000,
+                "b": 9_000,
+                "c": 9_000,
+            }
+
+
+class TestPop:
+    def test_a_value_that_another_replaces_meanwhile_is_not_lost(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        # Without memory the value is known by its entry only.
+        with Chest(tmp_path / "c", available_memory=0) as one, Chest(one.path) as other:
+            one["k"] = 1
+            read, first = Chest._read, iter([True])
+
+            def slow(self: Chest, key: Any, mapped: Any = None) -> Any:
+                found = read(self, key, mapped)
+                if next(first, False):
+                    other.set_many({key: 2})
+                    self.refresh()
+                return found
+
+            monkeypatch.setattr(Chest, "_read", slow)
+            assert one.pop("k") == 2
+            assert "k" not in other
+
+
+class TestDeadlines:
+    def test_an_expired_key_is_absent_for_every_operation(self, two, clock) -> None:
+        one, other = two
+        one["stays"] = 0
+        one.set("k", "v", ttl=10)
+        big = np.zeros(100_000)
+        one.set("big", big, ttl=10)
+        assert other["k"] == "v"
+        assert other.expires("k") == clock.time + 10
+        clock.time += 10
+        for c in two:
+            assert "k" not in c
+            assert list(c) == ["stays"] or c is other
+            assert c.get("k") is c.get("big") is None
+            assert c.get_many(["k"]) == {}
+            with pytest.raises(KeyError):
+                del c["k"]
+            with pytest.raises(KeyError):
+                c.pop("k")
+            with pytest.raises(KeyError):
+                c.expires("k")
+            assert not c.touch("k", 10)
+        assert one.add("k", "new")
+        assert other["k"] == "new"
+        assert other.expires("k") is None
+
+    def test_len_and_iteration_leave_it_out(self, two, clock) -> None:
+        one, other = two
+        for number in range(10):
+            one.set(number, number, ttl=number + 1)
+        assert len(other) == 10
+        clock.time += 5
+        assert list(one) == list(other) == [5, 6, 7, 8, 9]
+        assert len(one) == len(other) == 5
+        assert list(reversed(other)) == [9, 8, 7, 6, 5]
+
+    def test_a_key_that_is_set_anew_lives_on(self, two, clock) -> None:
+        one, other = two
+        one.set("k", 1, ttl=10)
+        one["k"] = 2
+        clock.time += 11
+        assert one["k"] == 2
+        one.sync()
+        assert other["k"] == 2
+        assert other.expires("k") is None
+
+    def test_touch_gives_another_deadline_or_none(self, two, clock) -> None:
+        one, other = two
+        one.set_many({n: n for n in range(100)})
+        big = np.zeros(100_000)
+        one.set_many({"big": big})
+        one["dirty"] = "d"
+        for key in (1, "big", "dirty"):
+            assert other.touch(key, 5) or key == "dirty"
+            assert one.touch(key, 10)
+        clock.time += 6
+        assert other[1] == 1
+        assert other["dirty"] == "d"
+        assert other.touch(1)
+        clock.time += 10
+        assert one[1] == 1
+        assert "dirty" not in other
+        assert "big" not in one
+
+    def test_a_generation_survives_touch(self, two) -> None:
+        one, other = two
+        one["x"] = np.zeros(100_000)
+        one.sync()
+        before = other.entry("x").generation
+        one.touch("x", 60)
+        assert one.entry("x").generation == other.entry("x").generation == before
+
+    def test_space_comes_back(self, two, clock) -> None:
+        one, other = two
+        one.set("big", np.zeros(100_000), ttl=1)
+        one.set_many({n: bytes(100) for n in range(1000)}, ttl=1)
+        assert "big" in files(one)
+        clock.time += 2
+        other.flush()
+        assert files(other) == {".keys"}
+        other.compact()
+        assert os.stat(os.path.join(one.path, ".keys")).st_size < 200
+
+    def test_a_clock_that_jumps_back_revives_nothing_that_was_ended(
+        self, two, clock
+    ) -> None:
+        one, other = two
+        one.set("k", 1, ttl=10)
+        clock.time += 11
+        assert "k" not in one
+        clock.time -= 5
+        assert "k" not in one
+        one.flush()
+        assert "k" not in other
+        with Chest(one.path) as third:
+            assert "k" not in third
+
+    def test_deadlines_survive_reopening_compaction_and_a_checkpoint(
+        self, tmp_path, clock
+    ) -> None:
+        many = {n: n for n in range(17_000)}
+        with Chest(tmp_path / "c") as c:
+            c.set_many(many, ttl=10)
+            c.set("later", 1, ttl=20)
+            c.set("big", np.zeros(100_000), ttl=20)
+            c["stays"] = 1
+            c.compact()
+            assert ".index" in files(c)
+        with Chest(tmp_path / "c") as c:
+            assert len(c) == 17_003
+            assert c.expires("later") == clock.time + 20
+            clock.time += 10
+            assert list(c) == ["later", "big", "stays"]
+        with Chest(tmp_path / "c") as c:
+            assert list(c) == ["later", "big", "stays"]
+            clock.time += 10
+            assert list(c) == ["stays"]
+            c.flush()
+            assert "big" not in files(c)
+
+    def test_a_damaged_checkpoint_revives_nothing(self, tmp_path, clock) -> None:
+        with Chest(tmp_path / "c") as c:
+            c.set_many({n: n for n in range(17_000)})
+            for n in range(100):
+                c.set(f"e{n}", n, ttl=10)
+            c.compact()
+        with Chest(tmp_path / "c") as c:
+            clock.time += 11
+            assert len(c) == 17_000
+            clock.time -= 11
+            c._manifest.index._lose_base()  # what a look does that meets the damage
+            assert [c[n] for n in range(0, 17_000, 1000)] == list(
+                range(0, 17_000, 1000)
+            )
+            assert len(c) == 17_000
+            assert "e5" not in c
+
+    def test_a_deadline_goes_with_a_copy(self, two, clock, tmp_path) -> None:
+        one, _ = two
+        one.set("small", 1, ttl=10)
+        one.set("big", np.zeros(100_000), ttl=10)
+        one["stays"] = 2
+        with one.snapshot(tmp_path / "s") as copy:
+            assert set(copy) == {"small", "big", "stays"}
+            clock.time += 10
+            assert list(copy) == ["stays"]
+
+    def test_a_change_in_place_keeps_the_deadline(self, two, clock) -> None:
+        one, other = two
+        one.set("k", [1], ttl=10)
+        one["k"].append(2)
+        one.sync()
+        assert other["k"] == [1, 2]
+        with other.edit("k") as value:
+            value.append(3)
+        assert one["k"] == [1, 2, 3]
+        assert one.incr("n") == 1
+        assert one.touch("n", 10)
+        assert one.incr("n") == 2
+        clock.time += 10
+        assert "k" not in one
+        assert "k" not in other
+        assert "n" not in other
+
+    def test_clear_removes_what_has_expired(self, two, clock) -> None:
+        one, _ = two
+        one.set("big", np.zeros(100_000), ttl=1)
+        clock.time += 2
+        assert len(one) == 0
+        one.clear()
+        assert files(one) == {".keys"}
+
+    @pytest.mark.parametrize(
+        ("ttl", "error"), [(0, ValueError), (-1, ValueError), ("1", TypeError)]
+    )
+    def test_a_ttl_that_is_none_is_refused(self, two, ttl: Any, error: Any) -> None:
+        with pytest.raises(error, match="ttl"):
+            two[0].set("k", 1, ttl=ttl)
+        assert "k" not in two[0]
+
+    def test_a_chest_without_deadlines_never_asks_for_the_time(
+        self, two, monkeypatch
+    ) -> None:
+        one, _ = two
+        one["k"] = 1
+
+        def never() -> float:
+            raise AssertionError
+
+        monkeypatch.setattr(expiry.Due, "__getitem__", lambda *_: never())
+        assert one["k"] == 1
+
+
+class TestBulk:
+    def test_many_are_written_to_one_pack_and_published(self, two) -> None:
+        one, other = two
+        many = {n: bytes(100) for n in range(1000)}
+        one.set_many(many)
+        assert dict(other) == many
+        assert len(files(one)) == 2
+        assert len(one.inmem) == 1000
+
+    def test_pairs_are_taken_as_well(self, two) -> None:
+        two[0].set_many((n, n * n) for n in range(5))
+        assert list(two[1].items()) == [(n, n * n) for n in range(5)]
+
+    def test_get_many_gives_those_that_are_there_in_the_order_asked(self, two) -> None:
+        one, other = two
+        one.set_many({n: str(n) for n in range(1000)})
+        one["big"] = np.arange(100_000)
+        one["memory"] = "m"
+        one.sync()
+        asked = [999, "x", "big", 5, "memory", 0]
+        found = other.get_many(asked)
+        assert list(found) == [999, "big", 5, "memory", 0]
+        assert (found[999], found[5], found["memory"]) == ("999", "5", "m")
+        assert found["big"][-1] == 99_999
+
+    def test_reading_all_leaves_memory_as_it_is(self, tmp_path) -> None:
+        many = {n: bytes([n % 256]) * 100 for n in range(3000)}
+        with Chest(tmp_path / "c") as c:
+            c.set_many(many)
+            c["big"] = np.zeros(200_000)
+            c.flush()
+            hot = c[7]
+            assert list(c.inmem) == [7]
+            assert dict(list(c.items())[:-1]) == many
+            assert sum(1 for _ in c.values()) == 3001
+            assert next(iter(reversed(c.items())))[0] == "big"
+            assert list(c.inmem) == [7]
+            assert c[7] is hot
+
+    def test_values_in_memory_are_the_very_objects(self, two) -> None:
+        one, _ = two
+        value = [1]
+        one["x"] = value
+        assert next(iter(one.values())) is value
+        assert one.get_many(["x"])["x"] is value
+
+    def test_a_key_that_changes_after_it_was_read_ahead_is_read_again(
+        self, two
+    ) -> None:
+        one, other = two
+        one.set_many({n: n for n in range(100)})
+        one.flush()
+        pairs = iter(one.items())
+        assert next(pairs) == (0, 0)
+        other[1], other[2] = "new", "dirty"
+        other.sync()
+        del other[3]
+        assert [next(pairs) for _ in range(3)] == [(1, "new"), (2, "dirty"), (4, 4)]
+
+    def test_a_damaged_value_is_named(self, two) -> None:
+        one, _ = two
+        one.set_many({n: bytes(100) for n in range(100)})
+        one.flush()
+        [pack] = [name for name in files(one) if name.startswith(".pack")]
+        with open(os.path.join(one.path, pack), "r+b") as file:
+            file.seek(5 * 115 + 50)
+            file.write(b"\xff")
+        with pytest.raises(errors.CorruptValueError, match="5"):
+            list(one.items())
+
+    def test_delete_many_says_how_many_there_were(self, two) -> None:
+        one, other = two
+        one.set_many({n: n for n in range(100)})
+        one["fresh"], one["both"] = 1, 1
+        one.sync()
+        one["both"], one["new"] = 2, 3
+        assert one.delete_many([1, 2, 2, "x", "fresh", "both", "new"]) == 5
+        assert len(one) == len(other) == 98
+        assert one.delete_many([]) == 0
+
+    def test_files_of_the_deleted_go(self, two) -> None:
+        one, _ = two
+        one.update({n: np.zeros(100_000) for n in range(5)})
+        one.flush()
+        assert one.delete_many(range(5)) == 5
+        assert files(one) == {".keys"}
