@@ -30,6 +30,7 @@ FileMap = maps.FileMap
 address = maps.address
 map_file = maps.map_file
 map_shared_words = maps.map_shared_words
+untouched = maps.untouched
 give_back_memory = memory.give_back_memory
 memory_limit = memory.memory_limit
 real_memory = memory.real_memory
