@@ -19,13 +19,18 @@ from chest import errors
 
 if TYPE_CHECKING:
     from chest.core import Chest
+    from chest.ordered import Ordered
     from chest.sizing import nbytes
 
     __version__: str
 
-__all__ = ["Chest", "errors", "nbytes"]
+__all__ = ["Chest", "Ordered", "errors", "nbytes"]
 
-_HOMES = {"Chest": "chest.core", "nbytes": "chest.sizing"}
+_HOMES = {
+    "Chest": "chest.core",
+    "Ordered": "chest.ordered",
+    "nbytes": "chest.sizing",
+}
 
 
 def __getattr__(name: str) -> object:

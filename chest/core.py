@@ -295,7 +295,7 @@ class Chest(Atomic, MutableMapping[Any, Any]):
                 raise KeyError(key)
             if slot is not None:
                 self._memory.drop(slot)
-            self._fresh.pop(key, None)
+            self._forget_fresh(key)
         self._spill.delete(names)
 
     def __contains__(self, key: Any) -> bool:

@@ -149,10 +149,12 @@ class Ledger:
                     self._revive(slot)
                 else:
                     self._fresh.pop(key, None)
+                    slot.birth = entry.birth  # perhaps it was moved to another place
             elif entry is None or generation(entry) != generation(slot.entry):
                 self._memory.drop(slot)
             else:
-                slot.entry = entry  # the same value, perhaps in another place
+                # The same value, perhaps in another file, or at another place.
+                slot.entry, slot.birth = entry, entry.birth
 
     def _watch(self) -> None:
         """Note what a look compares: what was published, and the next deadline."""
@@ -228,6 +230,11 @@ class Ledger:
         if not self._fresh:
             return self._manifest.index.last()
         return self._ordered()[-1]
+
+    def _forget_fresh(self, key: Hashable) -> None:
+        """*key* is published, or gone. Lock held."""
+        if self._fresh.pop(key, None) is not None:
+            self._manifest.index.note([key])
 
     def _check_open(self) -> None:
         if self._closed:

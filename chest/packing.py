@@ -12,7 +12,7 @@ from collections.abc import Collection, Hashable, Iterable, Sequence
 from typing import Any
 
 from chest import errors
-from chest.index import AnyEntry, same
+from chest.index import AnyEntry, unchanged
 from chest.ledger import Ledger, generation
 from chest.memory import Options, Slot
 from chest.packs import BATCH_KEYS, Batch, Packed, Small
@@ -154,7 +154,7 @@ class Packing(Ledger):
             slot = self._slots.get(key)
             if slot is not None:
                 self._memory.drop(slot)
-            self._fresh.pop(key, None)
+            self._forget_fresh(key)
 
     def _inlined(self, jobs: Sequence[Job]) -> list[Written] | None:
         """Small values for the log itself; None when they need files."""
@@ -212,8 +212,11 @@ class Packing(Ledger):
             before = dict(found)
             with self._publishing():
                 find = self._manifest.index.get
+                # Touched or moved to the end meanwhile, it stays where it is.
                 moved = [
-                    each for each in written if same(find(each.key), before[each.key])
+                    each
+                    for each in written
+                    if unchanged(find(each.key), before[each.key])
                 ]
                 self._spill.publish(moved, moved=True)
                 self._follow([each.key for each in moved])
@@ -247,7 +250,7 @@ class Packing(Ledger):
                     for place, (each, entry) in enumerate(
                         zip(small, taken, strict=True)
                     )
-                    if not same(find(each.key), entry)
+                    if not unchanged(find(each.key), entry)
                 }
                 self._spill.publish_packed(batch, small, dead, moved=True)
                 self._follow([each.key for each in small])
