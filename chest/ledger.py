@@ -72,7 +72,10 @@ class Ledger:
         self._settings = settings
         # What a set has to look at beyond the ordinary.
         self._unusual = (
-            settings.readonly or settings.publish == "each" or settings.format == "data"
+            settings.readonly
+            or settings.publish == "each"
+            or settings.format == "data"
+            or settings.on_conflict is not None
         )
         self._pid = os.getpid()
         self._make_lock()
@@ -175,6 +178,7 @@ class Ledger:
 
     def _revive(self, slot: Slot) -> None:
         """A dirty value whose key somebody deleted is set anew, and comes last."""
+        slot.seen = 0
         if slot.key not in self._fresh:
             slot.birth = self._fresh[slot.key] = self._manifest.index.next_birth()
 

@@ -53,9 +53,20 @@ class Packing(Ledger):
         for listed in slots:
             slot = listed if listed.alive else self._slots.get(listed.key)
             if slot is not None:
-                slot.seen = generation(find(slot.key))
+                if self._settings.on_conflict is None:
+                    slot.seen = generation(find(slot.key))
                 here.append((slot, values[slot.key]))
         return here
+
+    def _is_in_conflict(self, slot: Slot, known: AnyEntry | None) -> bool:
+        """Whether somebody published the key since this value was set."""
+        return (
+            self._settings.on_conflict is not None
+            and slot.dirty
+            and not slot.inherited
+            and known is not None
+            and slot.seen != generation(known)
+        )
 
     def _may_precede(self, slot: Slot, known: AnyEntry | None) -> bool:
         """Whether a value that was replaced meanwhile may still be published.
@@ -133,6 +144,8 @@ class Packing(Ledger):
                 elif slot.inherited and generation(known) != generation(slot.entry):
                     dead.add(place)  # it gives way to what somebody published since
                     self._forget_slots([slot.key])
+                elif self._is_in_conflict(slot, known):
+                    dead.add(place)  # the hook is to be asked first
                 elif (known or slot).birth != each.birth:
                     dead.add(place)
                     slot.birth = (known or slot).birth
