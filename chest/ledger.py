@@ -133,7 +133,13 @@ class Ledger:
         manifest = self._manifest
         if manifest.index.due <= expiry.now():
             manifest.changed.update(manifest.index.expire(expiry.now()))
+        self._drop_stale()
+        # Last: a thread that finds nothing to look at reads `_values` without the lock.
         self._watch()
+
+    def _drop_stale(self) -> None:
+        """`_absorb`, as far as memory goes."""
+        manifest = self._manifest
         if manifest.reloaded:
             self._spill.packs.keep_only({each.name for each in manifest.index.batches})
             changed: Sequence[Hashable] = [*self._slots]

@@ -239,3 +239,23 @@ def test_an_edit_that_cannot_be_stored_leaves_the_old_value(chest_dir: Path) -> 
         assert c["x"] == [1]
         c.flush()
         assert c["x"] == [1]
+
+
+def test_no_thread_reads_what_another_is_about_to_let_go(
+    chest_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would read, without the lock, what another process has replaced long ago."""
+    with Chest(chest_dir) as c, Chest(chest_dir, publish="each") as other:
+        other["x"] = 1
+        assert c["x"] == 1
+        looked: list[bool] = []
+        drop = c._memory.drop
+
+        def dropping(slot):
+            looked.append(c._word[1] != c._seen)  # a reader takes the lock, that is
+            drop(slot)
+
+        monkeypatch.setattr(c._memory, "drop", dropping)
+        other["x"] = 2
+        assert c["x"] == 2
+        assert looked == [True]
