@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
 
+from benchmarks import arrays as arrays  # enters its workloads
 from benchmarks.plan import Case, Figures, Sizes, Workload
 from benchmarks.rivals import RIVALS
 from benchmarks.workloads import WORKLOADS

@@ -16,6 +16,7 @@ from benchmarks.measure import (
     real_memory,
     reset_peak,
 )
+from benchmarks.memo import memoized
 from benchmarks.plan import Case, Figures, Goal, Rival, Workload
 
 __all__ = ["ABOUT", "WORKLOADS"]
@@ -24,6 +25,7 @@ ABOUT = {
     "flush_arrays": "set and flush 8 float64 arrays of 32 MiB, checksums included",
     "flush_one": "set and flush one float64 array of 32 MiB",
     "load_array": "first get of an array of 32 MiB and of one of 1 GiB, reopened",
+    "load_tensor": "first get of a tensor of 32 MiB and of one of 1 GiB, reopened",
     "sum_loaded": "get and sum 8 arrays of 32 MiB, reopened",
     "load_frame": "get an Arrow-backed DataFrame of a million rows, reopened",
     "bounded": "200 arrays of 32 MiB under 512 MB: written, then twice read and summed",
@@ -35,6 +37,8 @@ ABOUT = {
     "small_delete": "delete 100,000 values of 100 characters and flush, reopened",
     "open_many": "open a store of 1,000 … 1,000,000 keys and get one",
     "lookups": "get a missing key, `in` and `len` among 100,000 keys, reopened",
+    "memo_hit": "a memoized function with a small argument, found 1,000 times",
+    "memo_array": "a memoized function with an argument of 10 MiB, found",
 }
 WORKLOADS: dict[str, Workload] = {}
 
@@ -121,6 +125,11 @@ def _write_one_and_big(case: Case) -> None:
 )
 def load_array(case: Case) -> Figures:
     """Reload without copying: cost independent of size."""
+    return _first_gets(case)
+
+
+def _first_gets(case: Case) -> Figures:
+    """Time the first get of one value and of a big one."""
     figures = {}
     with case.open(PLENTY) as store:
         store.get("first")
@@ -130,6 +139,28 @@ def load_array(case: Case) -> Figures:
             figures[figure] = timer.per(1, "µs")
             del value
     return figures
+
+
+def _write_tensors(case: Case) -> None:
+    """Leave two equal tensors and a big one in the folder."""
+    from torch import from_numpy
+
+    with case.open(PLENTY) as store:
+        for key in ("first", "one"):
+            store.set(key, from_numpy(array(case.sizes.array_bytes)))
+        store.set("big", from_numpy(array(case.sizes.big_bytes)))
+        store.flush()
+
+
+@workload(
+    prepare=_write_tensors,
+    rivals=("chest", "pickle", "joblib"),
+    goals=(Goal("array [µs]", at_most=100), Goal("big array [µs]", at_most=100)),
+    needs=("torch",),
+)
+def load_tensor(case: Case) -> Figures:
+    """Reload a tensor without copying."""
+    return _first_gets(case)
 
 
 @workload(
@@ -461,3 +492,50 @@ def _look_up(store: Rival, count: int) -> Figures:
         "in, absent [ns]": outside.per(count, "ns"),
         "len [ns]": lengths.per(ROUNDS, "ns"),
     }
+
+
+def _double(x: int) -> int:
+    return 2 * x
+
+
+@workload(
+    rivals=("chest", "diskcache", "joblib"),
+    baselines=("diskcache", "joblib"),
+    goals=(
+        Goal("hit [µs]", at_least=6, against="diskcache"),
+        Goal("hit [µs]", at_least=40, against="joblib"),
+    ),
+)
+def memo_hit(case: Case) -> Figures:
+    """Results that are there: a small argument."""
+    with memoized(case, _double, PLENTY) as double:
+        double(21)
+        double(21)
+        with Timer() as timer:
+            for _ in range(ROUNDS):
+                double(21)
+    return {"hit [µs]": timer.per(ROUNDS, "µs")}
+
+
+def _total(values: Any) -> float:
+    return float(values.sum())
+
+
+@workload(
+    rivals=("chest", "diskcache", "joblib"),
+    baselines=("diskcache", "joblib"),
+    goals=(
+        Goal("hit [ms]", at_least=5, against="diskcache"),
+        Goal("hit [ms]", at_least=5, against="joblib"),
+    ),
+)
+def memo_array(case: Case) -> Figures:
+    """Results that are there: a large argument, which has to be hashed."""
+    values = array(min(10 * MiB, case.sizes.array_bytes))
+    with memoized(case, _total, PLENTY) as total:
+        total(values)
+        total(values)
+        with Timer() as timer:
+            for _ in range(5):
+                total(values)
+    return {"hit [ms]": timer.per(5, "ms")}

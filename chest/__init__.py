@@ -19,17 +19,22 @@ from chest import errors
 
 if TYPE_CHECKING:
     from chest.core import Chest
+    from chest.memo import map, memoize
     from chest.ordered import Ordered
     from chest.sizing import nbytes
+    from chest.zarrstore import zarr_store
 
     __version__: str
 
-__all__ = ["Chest", "Ordered", "errors", "nbytes"]
+__all__ = ["Chest", "Ordered", "errors", "map", "memoize", "nbytes", "zarr_store"]
 
 _HOMES = {
     "Chest": "chest.core",
     "Ordered": "chest.ordered",
+    "map": "chest.memo",
+    "memoize": "chest.memo",
     "nbytes": "chest.sizing",
+    "zarr_store": "chest.zarrstore",
 }
 
 

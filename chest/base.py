@@ -35,9 +35,11 @@ AnyEntry = Entry | Packed
 PACKED = 1 << 63  # a place with this bit is a batch and a place in it
 LOW = (1 << 32) - 1
 LENGTH = 4  # bytes before each record in the heap
+ABSENT: tuple[int, None] = (-1, None)
 
 _digest = xxhash.xxh3_64_intdigest
 _canonical = keys.canonical
+_line = keys.line
 _encode = msgspec.json.Encoder().encode
 _decode_entry = msgspec.json.Decoder(Entry).decode
 _decode_any = msgspec.json.Decoder().decode
@@ -110,7 +112,6 @@ class Base:
         for batch, dead in zip(self.batches, about.dead, strict=True):
             batch.dead = dead
         self._aside = {self.key(row): row for row in about.aside}
-        self._latest: tuple[int, AnyEntry] | None = None
 
     def __len__(self) -> int:
         return len(self._table)
@@ -120,32 +121,38 @@ class Base:
         """The highest birth of a row."""
         return self.birth(len(self._table) - 1) if len(self._table) else 0
 
-    def find(self, key: Hashable) -> int:
-        """The row of *key*; -1 when there is none."""
-        if type(key) is str:
-            text = keys.line(key)
-            for row in self._table.find(_digest(text)):
-                if self._row_text(row) == text:
-                    return row
-            return -1
+    def find(self, key: Hashable) -> tuple[int, AnyEntry | None]:
+        """The row of *key* and its entry; -1 and None when there is none."""
+        if type(key) is not str:
+            return self._find_other(key)
+        text = _line(key)
+        table = self._table
+        for row in table.find(_digest(text)):
+            place = table.place(row)
+            if place & PACKED:
+                batch = self.batches[(place ^ PACKED) >> 32]
+                if batch.has(place & LOW, text):
+                    return row, Packed(batch, place & LOW)
+            else:
+                entry = self._record(place)
+                if _encode(entry.text) == text:
+                    return row, entry
+        return ABSENT
+
+    def _find_other(self, key: Hashable) -> tuple[int, AnyEntry | None]:
+        """`find` for a key that is no str: what is equal may have another text."""
         for row in self._table.find(_digest(_canonical(key))):
             if self.key(row) == key:
-                return row
-        return self._aside.get(key, -1) if self._aside else -1
+                return row, self.entry(row)
+        row = self._aside.get(key, -1) if self._aside else -1
+        return (row, self.entry(row)) if row >= 0 else ABSENT
 
     def entry(self, row: int) -> AnyEntry:
-        """The entry of a row; the same object when asked twice in a row."""
-        latest = self._latest
-        if latest is not None and latest[0] == row:
-            return latest[1]
+        """The entry of a row."""
         place = self._table.place(row)
-        entry: AnyEntry
         if place & PACKED:
-            entry = Packed(self.batches[(place ^ PACKED) >> 32], place & LOW)
-        else:
-            entry = self._record(place)
-        self._latest = row, entry
-        return entry
+            return Packed(self.batches[(place ^ PACKED) >> 32], place & LOW)
+        return self._record(place)
 
     def key(self, row: int) -> Any:
         """The key of a row."""
@@ -154,13 +161,6 @@ class Base:
             text = self.batches[(place ^ PACKED) >> 32].text(place & LOW)
             return keys.decode(_decode_any(text), self._load_key)
         return keys.decode(self._record(place).text, self._load_key)
-
-    def _row_text(self, row: int) -> bytes:
-        """The JSON text of a row's key."""
-        place = self._table.place(row)
-        if place & PACKED:
-            return self.batches[(place ^ PACKED) >> 32].text(place & LOW)
-        return _encode(self._record(place).text)
 
     def birth(self, row: int) -> int:
         """The birth of a row."""
@@ -258,8 +258,9 @@ def rows(
         if some is not None:
             where = np.array(sorted(some), np.uint64)
             texts, born = [texts[place] for place in where], born[where.astype(np.intp)]
-        odd += ((count + n, False) for n, t in enumerate(texts) if b'"pickle"' in t)
-        hashes.append(np.array([_hash_of(text) for text in texts], np.uint64))
+        if batch.mentions(b'"pickle"'):
+            odd += ((count + n, False) for n, t in enumerate(texts) if b'"pickle"' in t)
+        hashes.append(np.array(_hashes(texts), np.uint64))
         births.append(born)
         places.append(where | np.uint64(PACKED | len(batches) << 32))
         batches.append(batch)
@@ -300,9 +301,13 @@ def rows(
     )
 
 
+def _hashes(texts: Iterable[bytes]) -> list[int]:
+    """The hashes of the keys with these JSON texts."""
+    # A str's text begins with a quote, and is canonical.
+    return [_digest(text) if text[0] == 34 else _hash_of(text) for text in texts]
+
+
 def _hash_of(text: bytes) -> int:
     """The hash of the key with that JSON text."""
-    if text[0] == 34:  # a str: its text is canonical
-        return _digest(text)
     # A pickled key stays opaque: its row is found aside, not by its hash.
     return _digest(_canonical(keys.decode(_decode_any(text))))

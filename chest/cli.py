@@ -216,10 +216,14 @@ def _demo(options: argparse.Namespace) -> int:
     """Keep 20 times more than fits in memory, on real data, and check it."""
     from chest import demo
 
-    budget = reprs.parse_bytes(options.budget, limit=system.memory_limit)
+    budget = reprs.parse_bytes(
+        options.budget, option="--budget", limit=system.memory_limit
+    )
     size = TIMES * budget
     if options.size is not None:
-        size = reprs.parse_bytes(options.size, limit=system.memory_limit)
+        size = reprs.parse_bytes(
+            options.size, option="--size", limit=system.memory_limit
+        )
     report = demo.run(
         size=size,
         budget=budget,

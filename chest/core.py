@@ -25,6 +25,7 @@ from sys import getsizeof
 from typing import Any, Self
 
 from chest import expiry, keys, lifetime, settings
+from chest.arrays import Arrays
 from chest.atomic import MISSING, Atomic
 from chest.keys import PLAIN
 from chest.keys import key_to_filename as key_to_filename  # chest 1.x has it here
@@ -37,7 +38,7 @@ from chest.sizing import nbytes as nbytes  # and this
 __all__ = ["Chest"]
 
 
-class Chest(Atomic, MutableMapping[Any, Any]):
+class Chest(Arrays, Atomic, MutableMapping[Any, Any]):
     """A dict that keeps its values in memory under a byte budget, the rest on disk.
 
     Parameters
@@ -66,8 +67,9 @@ class Chest(Atomic, MutableMapping[Any, Any]):
         Open one file, or a list of files as a context manager, for *dump* and *load*.
     mode : {"b", "t"}
         Binary or text files for *dump* and *load*.
-    format : {"pickle", "data"}
-        How values are written. ``"data"`` never uses pickle and refuses what needs it.
+    format : {"pickle", "data", "zarr"}
+        How values are written. ``"data"`` never uses pickle and refuses what needs it;
+        with ``"zarr"`` each array of numbers is a zarr array in a folder of its own.
     policy : {"largest", "lru", "costly"} or Policy
         Who leaves memory first.
     pack : bool
@@ -220,10 +222,11 @@ class Chest(Atomic, MutableMapping[Any, Any]):
                 index = self._manifest.index
                 entry = index.get(key)
                 if entry is None:
-                    index.birth = birth = self._fresh[key] = index.birth + 1
+                    index.birth = birth = index.birth + 1
+                    slot = memory.put(key, value, birth, plain, buffers)
+                    self._newest.append(slot)
                 else:
-                    birth = entry.birth
-                slot = memory.put(key, value, birth, plain, buffers)
+                    slot = memory.put(key, value, entry.birth, plain, buffers)
         finally:
             self._unlock()
         if memory.used > memory.budget:
@@ -237,6 +240,7 @@ class Chest(Atomic, MutableMapping[Any, Any]):
         format: str | None = None,
         mapped: Any = None,
         ttl: float | None = None,
+        **layout: Any,
     ) -> None:
         """``c[key] = value`` with options of the key's own.
 
@@ -248,14 +252,32 @@ class Chest(Atomic, MutableMapping[Any, Any]):
             Seconds from now after which the key counts as absent for every operation.
             Such a value is published at once. Setting the key again without it takes
             the deadline away.
-        format : {"pickle", "data"}, optional
-            Instead of the chest's.
+        format : {"pickle", "data", "zarr"}, optional
+            Instead of the chest's. With ``"zarr"`` an array lies in a folder of its own,
+            in chunks (see `zarr`); what zarr does not give back exactly is pickled.
         mapped : {"r", "copy", False}, optional
             Instead of the chest's; written down with the value.
+        **layout
+            With ``format="zarr"``: ``chunks=``, ``shards=``, ``compressors=`` and what else
+            ``zarr.create_array`` takes.
+
+        Raises
+        ------
+        ValueError
+            An option has a value that it does not take.
+        TypeError
+            There is no such option of the format.
+        EncodingError
+            With ``publish="each"`` or ``format="data"``: the value cannot be written.
         """
+        if layout:
+            format = self._layout(format or self._settings.format, layout)
         if format is not None:
             check_word("format", format, settings.WORDS["format"])
             self._check_settable(key, value, (format, None))
+            if format == "zarr" and self._settings.sign_key is not None:
+                msg = "format='zarr' cannot be had with sign_key="
+                raise ValueError(msg)
             if format == "pickle" and self._settings.trust == "data":
                 msg = "format='pickle' cannot be had with trust='data'"
                 raise ValueError(msg)
@@ -265,7 +287,7 @@ class Chest(Atomic, MutableMapping[Any, Any]):
         if ttl is None:
             self._set(key, value, options)
         else:
-            self._put_all({key: value}, options, expiry.deadline(ttl))
+            self._put(key, value, options, expiry.deadline(ttl))
 
     def _set(
         self,
@@ -274,7 +296,7 @@ class Chest(Atomic, MutableMapping[Any, Any]):
         options: Options | None,
     ) -> None:
         if self._settings.publish == "each":
-            self._put_all({key: value}, options)
+            self._put(key, value, options)
             return
         self._look()
         if self._unusual:
@@ -354,7 +376,7 @@ class Chest(Atomic, MutableMapping[Any, Any]):
             self._raise_first(self._write_out([slot], keep=True))
         value, entry, _ = self._read(key, mapped="copy")
         yield value
-        self._put_all({key: value}, (entry.format, entry.mapped), entry.expires)
+        self._put(key, value, (entry.format, entry.mapped), entry.expires)
 
     # -- all keys ----------------------------------------------------------------------
 

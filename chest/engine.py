@@ -23,18 +23,19 @@ from typing import Any
 
 from chest import errors, lifetime, system
 from chest.errors import short
-from chest.folder import PACK, TEMPORARY
+from chest.folder import HOST, LOCK, PACK, TEMPORARY
 from chest.index import AnyEntry, same
 from chest.ledger import Changed, generation
 from chest.log import NAME
 from chest.memory import Options, Slot, Weight, weigh
-from chest.packing import Packing, poor_packs
+from chest.packing import Packing
 from chest.packs import Packed
+from chest.readtier import Loaded, missing
 from chest.settings import Settings, nothing
 from chest.sizing import SCALARS
-from chest.spill import MOST_DRAFTS, Job, Loaded, Written, missing
+from chest.spill import MOST_DRAFTS, Job, Written
 
-__all__ = ["Engine"]
+__all__ = ["Engine", "is_readonly_array"]
 
 log = logging.getLogger("chest")
 
@@ -269,7 +270,7 @@ class Engine(Packing):
             except (FileNotFoundError, errors.CorruptError):
                 pass
             else:
-                return self._admit(key, value, entry, weigh(value), 0.0)
+                return self._admit_small(key, value, entry)
         value, entry, loaded = self._read(key)
         return self._admit(
             key, value, entry, loaded.weight, loaded.seconds, readonly=loaded.mapped
@@ -329,10 +330,28 @@ class Engine(Packing):
             slot.dirty, slot.entry = False, entry
             slot.options = (entry.format, entry.mapped)
             slot.cost = entry.cost or seconds
-            if readonly and _is_readonly_array(value):
+            if readonly and is_readonly_array(value):
                 slot.fixed = True
             if slot.nbytes > memory.budget:
                 memory.drop(slot)
+        if memory.used > memory.budget:
+            self.shrink()
+        return value
+
+    def _admit_small(self, key: Hashable, value: Any, entry: Packed) -> Any:
+        """`_admit` for a value from a pack, without what only others need."""
+        memory = self._memory
+        weight = weigh(value)
+        self._acquire()
+        try:
+            if key in self._slots:
+                return self._values[key]  # another thread was quicker
+            now = self._manifest.index.get(key)
+            if now is entry or same(now, entry):
+                birth = entry.batch.birth(entry.place)
+                memory.put_read(key, value, entry, weight, birth)
+        finally:
+            self._unlock()
         if memory.used > memory.budget:
             self.shrink()
         return value
@@ -381,8 +400,7 @@ class Engine(Packing):
         self._bury()
         if not keep:
             self._settle()
-        index = self._manifest.index
-        if self._manifest.wasteful or poor_packs(index.batches):
+        if self._manifest.wasteful or self._poor_packs() - self._unmoved:
             self._compact()
         elif not keep and self._manifest.wants_checkpoint:
             with self._publishing():
@@ -424,8 +442,8 @@ class Engine(Packing):
             self._manifest.mark_moved()
             home.unlink(NAME, missing_ok=True)
             for name in list(home.names()):
-                if name.startswith(TEMPORARY):
-                    home.unlink(name, missing_ok=True)
+                if name.startswith(TEMPORARY) or name in (LOCK, HOST):
+                    self._spill.store.delete(name)
         try:
             os.rmdir(self.path)
         except OSError:
@@ -473,7 +491,7 @@ def _kept_by_allocator(slots: Iterable[Slot]) -> int:
     return sum(slot.nbytes for slot in slots if slot.nbytes < KEPT_NBYTES)
 
 
-def _is_readonly_array(value: object) -> bool:
+def is_readonly_array(value: object) -> bool:
     """A mapped array of numbers: nobody can change it in place."""
     flags = getattr(value, "flags", None)
     return type(value).__name__ == "ndarray" and not getattr(flags, "writeable", True)

@@ -9,6 +9,7 @@ Every error chest raises on purpose is a :class:`ChestError`, carries the
     ChestError
     ├── KeyEncodingError     (TypeError)        a key that cannot be stored
     ├── EncodingError        (TypeError)        a value that cannot be stored
+    ├── FingerprintError     (TypeError)        an argument of no lasting fingerprint
     ├── DecodingError        (ValueError)       a stored value that cannot be read back
     ├── UntrustedError       (PermissionError)  a pickle somebody else could have written
     ├── CorruptError         (ValueError)
@@ -37,6 +38,7 @@ __all__ = [
     "DecodingError",
     "DroppedError",
     "EncodingError",
+    "FingerprintError",
     "KeyEncodingError",
     "LockTimeout",
     "MissingDependency",
@@ -119,6 +121,10 @@ class KeyEncodingError(ChestError, TypeError):
 
 class EncodingError(ChestError, TypeError):
     """The value cannot be stored; it stays in memory, nothing was published."""
+
+
+class FingerprintError(ChestError, TypeError):
+    """Another process could not find a value's fingerprint again; nothing was called."""
 
 
 class DecodingError(ChestError, ValueError):

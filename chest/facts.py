@@ -34,6 +34,8 @@ class Stats:
     writes, written_nbytes, loads, loaded_nbytes : int
         Values written and read, and their bytes on disk. A mapped value counts with all
         of its bytes, though only those that are touched are read.
+    saved : float
+        Seconds that memoized functions did not have to compute.
     """
 
     keys: int
@@ -50,6 +52,7 @@ class Stats:
     written_nbytes: int
     loads: int
     loaded_nbytes: int
+    saved: float = 0.0
 
     def as_dict(self) -> dict[str, Any]:
         """The same as a dict, for JSON."""

@@ -13,15 +13,18 @@ import contextlib
 import errno
 import os
 import secrets
+import shutil
 import stat
 from collections.abc import Callable, Iterator
 
 from chest import errors, system
 
-__all__ = ["PACK", "TEMPORARY", "Folder", "refusals", "refused"]
+__all__ = ["PACK", "SEAL", "TEMPORARY", "Folder", "refusals", "refused"]
 
 PACK = ".pack-"  # how names of packs begin
-TEMPORARY = ".tmp-"  # how names of unpublished files begin
+TEMPORARY = ".tmp-"  # how names of unpublished files and folders begin
+SEAL = ".chest"  # the file that says that a folder is one value
+LOCK, HOST = ".lock", ".host"  # on network file systems: the lock, and who uses it
 RESERVING = frozenset({"btrfs", "ext4", "tmpfs", "xfs"})
 PRIVATE_FILE, PRIVATE_FOLDER = 0o600, 0o700
 
@@ -29,6 +32,10 @@ _BASE = getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
 # A planted link or FIFO must neither lead out of the folder nor block.
 _SAFE = _BASE | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
 
+_NO_LOCKS = (
+    "This file system has no locks: mount it with them (NFS needs its lock service, "
+    "Lustre the option flock), or keep the chest on a local disk"
+)
 _HINTS = {
     errno.ENOSPC: "Free some space (c.trim() helps); nothing was lost",
     errno.EDQUOT: "Your quota is used up; nothing was lost",
@@ -38,6 +45,9 @@ _HINTS = {
     errno.EPERM: "Check who owns the folder and its mode",
     errno.EROFS: "Open it with readonly=True",
     errno.ENAMETOOLONG: "The folder's own path is too long",
+    errno.ENOLCK: _NO_LOCKS,
+    errno.ENOSYS: _NO_LOCKS,
+    errno.EOPNOTSUPP: _NO_LOCKS,
 }
 
 
@@ -57,7 +67,16 @@ class Folder:
         There is no such folder, or no permission.
     """
 
-    __slots__ = ("_fd", "_reserves", "file_mode", "folder_mode", "path")
+    __slots__ = (
+        "_fd",
+        "_host_fd",
+        "_lock_fd",
+        "_reserves",
+        "file_mode",
+        "folder_mode",
+        "network",
+        "path",
+    )
 
     def __init__(
         self,
@@ -68,12 +87,13 @@ class Folder:
     ) -> None:
         self.path = path
         self.file_mode, self.folder_mode = file_mode, folder_mode
-        self._fd = -1
+        self._fd = self._lock_fd = self._host_fd = -1
         self._reserves: bool | None = None
         try:
             self._fd = system.open_directory(path)
         except OSError as error:
             raise refused(error, path, "could not be opened") from error
+        self.network = system.network(path, self.status())
 
     @property
     def reserves(self) -> bool:
@@ -136,6 +156,93 @@ class Folder:
                 raise
             system.close(fd)
 
+    def create_folder(self) -> tuple[int, str]:
+        """A new temporary folder, open and locked by its descriptor, and its name."""
+        while True:
+            name = f"{TEMPORARY}{os.getpid():x}-{secrets.token_hex(4)}"
+            os.mkdir(self._here(name), self.folder_mode, dir_fd=self._at())
+            fd = self._open_folder(name)
+            try:
+                system.lock(fd)
+                # The sweep may have come between the calls.
+                if self._is_at(fd, name):
+                    return fd, name
+            except BaseException:
+                system.close(fd)
+                self.remove_folder(name)
+                raise
+            system.close(fd)
+
+    def open_folder(self, name: str) -> int:
+        """Open a folder that is a value; nobody removes it before it is closed.
+
+        Raises
+        ------
+        FileNotFoundError
+            There is none.
+        OSError
+            As ``os.open``.
+        """
+        fd = self._open_folder(name)
+        try:
+            system.share(fd)
+            if not self._is_at(fd, name):
+                raise FileNotFoundError(errno.ENOENT, "removed", self.join(name))
+        except BaseException:
+            system.close(fd)
+            raise
+        return fd
+
+    @staticmethod
+    def close_folder(fd: int) -> None:
+        """Let go of a folder that `open_folder` opened."""
+        system.close(fd)
+
+    def remove_folder(self, name: str) -> bool:
+        """Remove a folder with all that is in it; False when somebody has it open.
+
+        It loses its name first, so that nobody ever sees a part of it.
+        """
+        try:
+            fd = self._open_folder(name)
+        except FileNotFoundError:
+            return True
+        try:
+            if not system.try_lock(fd):
+                return False
+            if self._is_at(fd, name):
+                gone = name
+                if not name.startswith(TEMPORARY):
+                    gone = f"{TEMPORARY}{os.getpid():x}-{secrets.token_hex(4)}"
+                    self._rename_out(name, gone)
+                shutil.rmtree(self._here(gone), dir_fd=self._at())
+        finally:
+            system.close(fd)
+        self._prune(name)
+        return True
+
+    def _rename_out(self, name: str, gone: str) -> None:
+        at, last, opened = self._walk(name)
+        try:
+            os.rename(last, self._here(gone), src_dir_fd=at, dst_dir_fd=self._at())
+        finally:
+            if opened:
+                system.close(opened)
+
+    def _open_folder(self, name: str) -> int:
+        at, last, opened = self._walk(name)
+        try:
+            flags = os.O_RDONLY | getattr(os, "O_DIRECTORY", 0) | _SAFE
+            return os.open(last, flags, dir_fd=at)
+        finally:
+            if opened:
+                system.close(opened)
+
+    def _is_at(self, fd: int, name: str) -> bool:
+        """The folder that is open still has this name."""
+        found = self.stat(name)
+        return found is not None and os.path.samestat(found, os.fstat(fd))
+
     def rename(self, old: str, new: str) -> None:
         """Give the temporary file *old* the name *new*, replacing what has it."""
         at, last, opened = self._walk(new, make=True)
@@ -165,6 +272,10 @@ class Folder:
         finally:
             if opened:
                 system.close(opened)
+        self._prune(name)
+
+    def _prune(self, name: str) -> None:
+        """Remove the folders inside this one that *name*'s going leaves empty."""
         while "/" in name:
             name = name.rpartition("/")[0]
             try:
@@ -180,7 +291,7 @@ class Folder:
             return None
 
     def names(self) -> Iterator[str]:
-        """Every regular file in the folder and below, in no order."""
+        """Every file in the folder and below, in no order; a sealed folder is one."""
         waiting = [""]
         while waiting:
             prefix = waiting.pop()
@@ -192,9 +303,16 @@ class Folder:
             for item in items:
                 name = f"{prefix}{item.name}"
                 if item.is_dir(follow_symlinks=False):
-                    waiting.append(name + "/")
+                    if self._is_value(name):
+                        yield name
+                    else:
+                        waiting.append(name + "/")
                 elif item.is_file(follow_symlinks=False):
                     yield name
+
+    def _is_value(self, name: str) -> bool:
+        """A folder that counts as one file: a value, or a draft of one."""
+        return name.startswith(TEMPORARY) or self.stat(f"{name}/{SEAL}") is not None
 
     def status(self) -> os.stat_result:
         """``fstat`` of the folder itself."""
@@ -204,15 +322,54 @@ class Folder:
 
     def lock(self, timeout: float | None = None) -> bool:
         """Take the lock between processes; False when *timeout* [s] went by."""
-        return system.lock(self._fd, timeout)
+        return system.lock(self._lockable(), timeout)
 
     def unlock(self) -> None:
         """Give the lock back."""
-        system.unlock(self._fd)
+        system.unlock(self._lockable())
 
     def holder(self) -> str:
         """Who holds the lock, for a message."""
-        return system.holder(self._fd)
+        return system.holder(self._lockable())
+
+    def _lockable(self) -> int:
+        """The descriptor that carries the lock."""
+        if not self.network:
+            return self._fd
+        # There the lock of a folder is this host's own; that of a file that is open for
+        # writing the server knows, where it knows any.
+        if self._lock_fd < 0:
+            self._lock_fd = self.open(LOCK, os.O_RDWR | os.O_CREAT)
+        return self._lock_fd
+
+    def claim(self, timeout: float | None = None) -> None:
+        """On a network file system, keep other hosts out as long as this is open.
+
+        Raises
+        ------
+        StoreError
+            Another host has it open, or there are no locks.
+        LockTimeout
+            Somebody held the lock for *timeout* seconds.
+        """
+        if not self.network or self._host_fd >= 0:
+            return
+        with refusals(self.path, "could not be locked"):
+            if not self.lock(timeout):
+                msg = f"{self.path} is locked by {self.holder()}; waited {timeout} s"
+                raise errors.LockTimeout(msg, path=self.path)
+            try:
+                self._host_fd = self.open(HOST, os.O_RDWR | os.O_CREAT)
+                other = system.claim(self._host_fd)
+            finally:
+                self.unlock()
+        if other:
+            msg = (
+                f"{self.path} is on a network file system ({self.network}), where a chest "
+                f"is for one host at a time, and {other} has it open. Close it there, or "
+                "open it here with readonly=True"
+            )
+            raise errors.StoreError(msg, path=self.path, errno=errno.EBUSY)
 
     def sync(self, name: str = "") -> None:
         """Wait until the disk has the folder's names, also those of *name*'s folders."""
@@ -232,12 +389,21 @@ class Folder:
         shared = self._fd
         self._fd = os.open(".", os.O_RDONLY | _BASE, dir_fd=shared)
         system.close(shared)
+        if self._lock_fd >= 0:
+            system.close(self._lock_fd)
+            self._lock_fd = -1
 
     def close(self) -> None:
         """Release the descriptor. Safe to call twice."""
         if self._fd >= 0:
             system.close(self._fd)
             self._fd = -1
+        if self._lock_fd >= 0:
+            system.close(self._lock_fd)
+            self._lock_fd = -1
+        if self._host_fd >= 0:
+            system.close(self._host_fd)
+            self._host_fd = -1
 
     def _at(self) -> int | None:
         return self._fd if system.POSIX else None

@@ -136,7 +136,9 @@ class Index:
         )  # rows of the base whose key is gone or born anew
         self._count = 0  # of live keys, where there is a base
         self._in_order = True
-        self._latest: tuple[Any, AnyEntry | None] = (MISSING, None)
+        # The key last asked of the base, its row, its entry: who reads a value, or
+        # deletes it, asks several times, and what the base says never changes.
+        self._latest: tuple[Any, int, AnyEntry | None] = (MISSING, -1, None)
 
     def __len__(self) -> int:
         return len(self.entries) if self.base is None else self._count
@@ -322,26 +324,25 @@ class Index:
         entry: AnyEntry | None = self.entries.get(key, MISSING)
         if entry is not MISSING:
             return entry
-        # A reader looks, reads, and looks again; what the base says never changes.
         latest = self._latest
         if latest[0] is key:
-            return latest[1]
+            return latest[2]
         base = self.base
         assert base is not None
         try:
-            row = base.find(key)
-            entry = None if row < 0 else base.entry(row)
-            self._latest = key, entry
-            return entry
+            row, entry = base.find(key)
         except LOST:
             self._lose_base()
             return self.get(key)
+        self._latest = key, row, entry
+        return entry
 
     def _row(self, key: Hashable) -> int:
         """The row of the base that still speaks for *key*; -1 when none does."""
         if self.base is None:
             return -1
-        row = self.base.find(key)
+        latest = self._latest
+        row = latest[1] if latest[0] is key else self.base.find(key)[0]
         return -1 if row in self._hidden else row
 
     def _ordered_both(self) -> dict[Hashable, AnyEntry]:
@@ -389,8 +390,12 @@ class Index:
             row = self._row(key)
             if row >= 0 and not kept:
                 self._hidden.add(row)
-        if not kept and (old is not None or self.base is not None):
-            self.entries.pop(key, None)  # a key that is born anew stands last
+            if old is None:
+                self.entries.pop(key, None)  # a key that is born anew stands last
+        if old is not None and not kept:
+            # Moved. Not taken out and put in again: who reads without the lock would miss
+            # it meanwhile.
+            self._in_order = False
         if birth >= self.last_birth:
             self.last_birth = birth
             self.birth = max(self.birth, birth)

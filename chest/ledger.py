@@ -7,18 +7,18 @@ Locks, always in this order: the chest's own (threads), the manifest's (processe
 
 Invariants
 ----------
-C1  `_fresh` holds the keys that are in memory and in no record, with their births.
+C1  `_fresh` holds the keys that are in memory and in no record, with their births; the
+    latest of them wait in `_newest`, as slots, until somebody asks.
 C2  A clean slot carries the entry that it equals; when another process publishes the key,
     the slot goes.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
 import threading
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from typing import Any, NoReturn
 
 from chest import errors, expiry
@@ -28,7 +28,7 @@ from chest.memory import MemoryTier, Slot
 from chest.opening import open_tier, temporary_folder
 from chest.settings import Settings, absolute
 
-__all__ = ["Changed", "Ledger", "generation"]
+__all__ = ["Changed", "Ledger", "Publishing", "generation"]
 
 
 class Ledger:
@@ -41,11 +41,13 @@ class Ledger:
         "_count",
         "_explicitly_given_path",
         "_freed",
-        "_fresh",
+        "_fresh_births",
         "_manifest",
         "_memory",
+        "_newest",
         "_packs",
         "_pid",
+        "_savers",
         "_seen",
         "_settings",
         "_slots",
@@ -53,6 +55,7 @@ class Ledger:
         "_spills",
         "_touch",
         "_unlock",
+        "_unmoved",
         "_unusual",
         "_values",
         "_word",
@@ -74,10 +77,12 @@ class Ledger:
         self._unusual = (
             settings.readonly
             or settings.publish == "each"
-            or settings.format == "data"
             or settings.on_conflict is not None
+            or "data" in (settings.format, settings.fallback)
         )
         self._pid = os.getpid()
+        # Packs, and how much of each was dead, that compaction could not empty.
+        self._unmoved: frozenset[tuple[str, int]] = frozenset()
         self._make_lock()
         # Signed files are signed one by one, and only a pickle needs no footer.
         self._packs = (
@@ -95,8 +100,10 @@ class Ledger:
         self._slots = self._memory.slots
         self._values = self._memory.values
         self._count, self._touch = self._memory.count, self._memory.touch
-        self._fresh: dict[Hashable, int] = {}
+        self._fresh_births: dict[Hashable, int] = {}
+        self._newest: list[Slot] = []
         self._spills = self._freed = 0
+        self._savers: list[Any] = []  # what counts the time that memoizing saves
         self._word: Any
         self._closed = False
         self._absorb()
@@ -188,17 +195,9 @@ class Ledger:
         if slot.key not in self._fresh:
             slot.birth = self._fresh[slot.key] = self._manifest.index.next_birth()
 
-    @contextlib.contextmanager
-    def _publishing(self) -> Iterator[None]:
-        """Hold both locks, with everything seen."""
-        with self.lock:
-            self._check_open()
-            with self._spill.exclusive():
-                self._absorb()
-                try:
-                    yield
-                finally:
-                    self._watch()
+    def _publishing(self) -> Publishing:
+        """Hold both locks in a ``with`` block, with everything seen."""
+        return Publishing(self)
 
     # -- order -------------------------------------------------------------------------
 
@@ -216,6 +215,17 @@ class Ledger:
             return entry.birth
         index.birth = birth = self._fresh[key] = index.birth + 1
         return birth
+
+    @property
+    def _fresh(self) -> dict[Hashable, int]:
+        """See C1; those in `_newest` are entered first, which takes the lock."""
+        # A set of a new key only appends to a list: one look-up of a dict less.
+        if self._newest:
+            with self.lock:
+                for slot in self._newest:
+                    self._fresh_births[slot.key] = slot.birth
+                self._newest.clear()
+        return self._fresh_births
 
     def _ordered(self) -> list[Hashable]:
         """All keys in order of birth. Lock held; O(keys)."""
@@ -256,6 +266,45 @@ class Ledger:
             msg,
             path=self.path,
         )
+
+
+class Publishing:
+    """Both locks of a chest, for one ``with`` block; may be nested."""
+
+    # A class, because a generator would take longer than the locks do.
+    __slots__ = ("_ledger", "_lock")
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+
+    def __enter__(self) -> None:
+        ledger = self._ledger
+        # Kept, because a fork within the block gives the child another one.
+        lock = self._lock = ledger.lock
+        lock.acquire()
+        try:
+            if ledger._closed:
+                ledger._refuse()
+            manifest = ledger._manifest
+            manifest.enter()
+            try:
+                news = manifest.changed or manifest.reloaded
+                if news or manifest.index.due != expiry.NEVER:
+                    ledger._absorb()
+            except BaseException:
+                manifest.leave()
+                raise
+        except BaseException:
+            lock.release()
+            raise
+
+    def __exit__(self, *exception: object) -> None:
+        ledger = self._ledger
+        try:
+            ledger._watch()
+            ledger._manifest.leave()
+        finally:
+            self._lock.release()
 
 
 class Changed:

@@ -16,7 +16,7 @@ from chest import errors, folder, lifetime, system
 from chest.protocols import Buffer
 from chest.records import Entry, Header, Lines
 
-__all__ = ["NAME", "LogFile", "Unmapped"]
+__all__ = ["NAME", "LogFile", "Polled", "Unmapped"]
 
 NAME = ".keys"
 MOVED = b"--------"  # the word of a file that is no longer the manifest
@@ -24,16 +24,9 @@ START = b"00000000"  # the word of a file that nothing was appended to
 IS_MOVED = int.from_bytes(MOVED, "little")
 
 
-_local = threading.local()
-
-
-def _held_folders() -> set[tuple[int, int]]:
-    """The folders whose lock this thread holds."""
-    try:
-        return _local.folders  # type: ignore[no-any-return]
-    except AttributeError:
-        _local.folders = set()
-        return _local.folders  # type: ignore[no-any-return]
+# Folders that are locked in this process, and the threads that hold them: of two handles
+# on one folder only one can.
+_holders: dict[tuple[int, int], int] = {}
 
 
 class LogFile:
@@ -103,8 +96,17 @@ class LogFile:
 
     def _announce(self) -> None:
         """Let pollers see that the log grew."""
-        self._set_word(b"%08x" % (self._position & 0xFFFFFFFF))
-        self.seen = self.word[1]
+        word = self.word
+        if not isinstance(word, Unmapped):
+            digits = b"%08x" % (self._position & 0xFFFFFFFF)
+            word[1] = int.from_bytes(digits, "little")
+        self.seen = word[1]
+
+    def _map_word(self) -> Any:
+        """The word of the open file, or what does its work where it cannot be shared."""
+        if not self._home.network:
+            return system.map_shared_words(self._fd, 16, writable=not self.readonly)
+        return Polled(self._home, os.fstat(self._fd))
 
     def _set_word(self, word: bytes) -> None:
         if not isinstance(self.word, Unmapped):
@@ -118,11 +120,11 @@ class LogFile:
 
     def is_held_here(self) -> bool:
         """Whether this thread holds the folder's lock, by this or another handle."""
-        return self._identity in _held_folders()
+        return _holders.get(self._identity) == threading.get_ident()
 
     def _unlock(self) -> None:
         """Give the lock back, and work off what waited for it."""
-        _held_folders().discard(self._identity)
+        _holders.pop(self._identity, None)
         self._home.unlock()
         lifetime.work_off()
 
@@ -140,7 +142,7 @@ class LogFile:
                 msg,
                 path=self._home.path,
             )
-        _held_folders().add(self._identity)
+        _holders[self._identity] = threading.get_ident()
 
     def _refused(self, error: OSError, what: str) -> errors.StoreError:
         return folder.refused(error, self.path, what)
@@ -151,3 +153,24 @@ class Unmapped:
 
     def __getitem__(self, index: int) -> int:
         return -1
+
+
+class Polled(Unmapped):
+    """Does the work of a word on a network file system, whose maps hosts do not share.
+
+    Parameters
+    ----------
+    home : Folder
+    status : os.stat_result
+        Of the log that is open.
+    """
+
+    def __init__(self, home: folder.Folder, status: os.stat_result) -> None:
+        self._home, self._status = home, status
+
+    def __getitem__(self, index: int) -> int:
+        """The log's size; that it was moved once its name is another file's."""
+        now = self._home.stat(NAME)
+        if now is None or not os.path.samestat(now, self._status):
+            return IS_MOVED
+        return now.st_size

@@ -33,7 +33,8 @@ import logging
 import os
 import re
 import secrets
-from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
+from collections.abc import Callable, Collection, Hashable, Sequence
+from contextlib import AbstractContextManager
 
 import msgspec
 
@@ -110,7 +111,7 @@ class Manifest(LogFile):
         self._fd = -1
         self._suspect = False
         self.word = Unmapped()
-        self.index = Index()
+        self.index = self._growing = Index()  # seen by threads without the lock; filled
         self.changed: set[Hashable] = set()
         self.reloaded = False
         self.id = ""
@@ -153,8 +154,7 @@ class Manifest(LogFile):
 
     # -- change ------------------------------------------------------------------------
 
-    @contextlib.contextmanager
-    def exclusive(self) -> Iterator[None]:
+    def exclusive(self) -> AbstractContextManager[None]:
         """Hold the lock between processes, with everything read and a torn tail cut off.
 
         Raises
@@ -166,19 +166,32 @@ class Manifest(LogFile):
         DroppedError
             The folder or the manifest was removed meanwhile.
         """
-        self.check_writable()
-        if not self._depth:
-            self._lock()
-        self._depth += 1
+        return _Exclusive(self)
+
+    def enter(self) -> None:
+        """Begin what `exclusive` does; `leave` must follow. May be nested."""
+        if self.readonly:
+            self.check_writable()
+        if self._depth:
+            self._depth += 1
+            return
+        self._lock()
+        self._depth = 1
         try:
-            if self._depth == 1:
-                with folder.refusals(self.path, "could not be read"):
-                    self._prepare_to_write()
-            yield
-        finally:
-            self._depth -= 1
-            if not self._depth:
-                self._unlock()
+            self._prepare_to_write()
+        except BaseException as error:
+            self.leave()
+            if isinstance(error, OSError) and not isinstance(error, errors.ChestError):
+                raise self._refused(error, "could not be read") from error
+            raise
+
+    def leave(self) -> None:
+        """End what `enter` began."""
+        if not self._depth:
+            return  # in a child that was forked meanwhile: the lock is the parent's
+        self._depth -= 1
+        if not self._depth:
+            self._unlock()
 
     def append(
         self,
@@ -208,7 +221,26 @@ class Manifest(LogFile):
             for entry in entries:
                 entry.generation = 0  # implied by the place in the log
         record = entries[0] if len(entries) == 1 else entries
-        line = self._lines.line(record, number)
+        self._write(self._lines.line(record, number))
+        self._generation = number
+        for entry in entries:
+            entry.generation = entry.generation or number
+        for key, entry in pairs:
+            self.index.apply(key, entry)
+        if batch is not None:
+            self.index.apply_batch(batch, named, dead_places(batch.record))
+        self._announce()
+
+    def append_one(self, key: Hashable, entry: Entry) -> None:
+        """`append` of one new entry."""
+        number = self._generation + 1
+        self._write(self._lines.line(entry, number))
+        self._generation = entry.generation = number
+        self.index.apply(key, entry)
+        self._announce()
+
+    def _write(self, line: bytes) -> None:
+        """Write a record at the end of the log; or nothing of it is left."""
         end = self._position
         try:
             system.pwrite_all(self._fd, line, end)
@@ -219,14 +251,6 @@ class Manifest(LogFile):
             self._suspect = self.sync
             raise self._refused(error, "could not be written to") from error
         self._position = end + len(line)
-        self._generation = number
-        for entry in entries:
-            entry.generation = entry.generation or number
-        for key, entry in pairs:
-            self.index.apply(key, entry)
-        if batch is not None:
-            self.index.apply_batch(batch, named, dead_places(batch.record))
-        self._announce()
 
     @property
     def wasteful(self) -> bool:
@@ -288,6 +312,7 @@ class Manifest(LogFile):
             replaced = corrupt and self._was_replaced()
             # What was known of the old file stays true until this one can be read.
             self._fd, self.word, self.index, self._generation, self._position = before
+            self._growing = self.index
             system.close(fd)
             if not replaced:
                 raise
@@ -315,16 +340,16 @@ class Manifest(LogFile):
             self.id = header.id
             self._first = self._generation = header.generation
             # Births that were given here and not published yet count as well.
-            self.index = Index(max(header.birth, self.index.birth))
-            self.word = system.map_shared_words(
-                self._fd, 16, writable=not self.readonly
-            )
+            self._growing = Index(max(header.birth, self.index.birth))
+            self.word = self._map_word()
             seen = self.word[1]
             self._position = self._start = len(line)
             if checkpointed:
                 self._load_checkpoint()
             self._read_new()
-            self.seen = seen
+            self.index = self._growing
+            # A file that is on its way out says so only once: look again next time.
+            self.seen = -1 if seen == IS_MOVED else seen
             self.changed, self.reloaded = set(), False
         elif head and self._legacy is not None:
             self._load_legacy()
@@ -339,21 +364,22 @@ class Manifest(LogFile):
         )
         if base is not None:
             about = base.about
-            birth = max(about.birth, self.index.birth)
-            self.index = Index(birth, base, self._reread)
+            birth = max(about.birth, self._growing.birth)
+            self._growing = Index(birth, base, self._reread)
             self._generation, self._position = about.generation, about.position
 
     def _reread(self) -> Index:
         """The index made from the log alone: the checkpoint is damaged."""
         log.info("%s is damaged; the log is read instead", self._home.join(INDEX))
-        lost, changed, reloaded = self.index, self.changed, self.reloaded
+        lost, shown = self._growing, self.index
+        changed, reloaded = self.changed, self.reloaded
         if self._was_replaced():
             self._reopen()
         else:
             self._load(checkpointed=False)
             self.changed, self.reloaded = changed, reloaded
         # Who asks is in the middle of a step of the old index, and makes it the new one.
-        fresh, self.index = self.index, lost
+        fresh, self.index, self._growing = self.index, shown, lost
         return fresh
 
     @property
@@ -403,7 +429,8 @@ class Manifest(LogFile):
         size = os.fstat(self._fd).st_size
         assert self._legacy is not None
         pairs = self._legacy(system.read_all(self._fd, 0, size))
-        self.id, self._generation, self.index = secrets.token_hex(8), 0, Index()
+        self.id, self._generation = secrets.token_hex(8), 0
+        self.index = self._growing = Index()
         self.word, self.seen, self._position = Unmapped(), 0, size
         entries = []
         for key, name in pairs:
@@ -457,11 +484,11 @@ class Manifest(LogFile):
                 entry.generation = number
             self.changed.update(named)
             if batch is not None:
-                self.index.apply_batch(batch, named, dead_places(entry))
+                self._growing.apply_batch(batch, named, dead_places(entry))
                 continue
             if entry.gone == "all":
                 self.reloaded = True
-            self.index.apply(named[0], entry)
+            self._growing.apply(named[0], entry)
         return True
 
     def _decoded(self, entry: Entry) -> tuple[list[Hashable], Entry, Batch | None]:
@@ -527,6 +554,21 @@ class Manifest(LogFile):
             raise
         with folder.refusals(self.path, "could not be read"):
             self._open()
+
+
+class _Exclusive:
+    """`Manifest.enter` and `Manifest.leave` as a ``with`` block."""
+
+    __slots__ = ("_manifest",)
+
+    def __init__(self, manifest: Manifest) -> None:
+        self._manifest = manifest
+
+    def __enter__(self) -> None:
+        self._manifest.enter()
+
+    def __exit__(self, *exception: object) -> None:
+        self._manifest.leave()
 
 
 def _is_torn(line: bytes, offset: int) -> bool:

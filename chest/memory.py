@@ -15,7 +15,7 @@ from __future__ import annotations
 import itertools
 import sys
 from collections import deque
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Collection, Hashable, Iterable
 from typing import Any
 
 import msgspec
@@ -39,6 +39,7 @@ _getsizeof = sys.getsizeof
 
 Weight = tuple[int, dict[int, int] | None]  # bytes; shared buffers, None: immutable
 Options = tuple[str | None, str | None]  # a key's own format and mapped=
+PICKLED: Options = ("pickle", None)  # those of what was read from a pack
 
 
 def weigh(value: Any) -> Weight:
@@ -167,11 +168,52 @@ class MemoryTier:
         self.used += plain
         return slot
 
+    def put_read(
+        self, key: Hashable, value: Any, entry: AnyEntry, weight: Weight, birth: int
+    ) -> bool:
+        """Take in *value*, just read, of a key that has no slot; False: too large. O(1).
+
+        As `put`, in one step: this is the way of every small value that is read.
+        """
+        plain, buffers = weight
+        total = plain
+        fixed = buffers is None
+        if buffers is not None:
+            total += sum(buffers.values())
+        if total > self.budget:
+            return False
+        if self._touched:
+            self.settle()
+        self._tick = tick = self._tick + 1
+        # fmt: off
+        self.slots[key] = Slot(
+            key, total, tick, birth, plain, buffers, fixed, PICKLED, False, True, entry
+        )
+        # fmt: on
+        self.values[key] = value
+        if buffers is not None:
+            self._share(buffers)
+        self.used += plain
+        return True
+
     def drop(self, slot: Slot) -> None:
         """Let a value go; nothing happens when it has gone already."""
         if slot.alive:
             del self.slots[slot.key], self.values[slot.key]
             self._release(slot)
+
+    def drop_clean(self, slots: Iterable[Slot], stay: Collection[int] = ()) -> None:
+        """Let those go that are not dirty, but for the ids in *stay*."""
+        known, values = self.slots, self.values
+        for slot in slots:
+            if slot.dirty or not slot.alive or (stay and id(slot) in stay):
+                continue
+            del known[slot.key], values[slot.key]
+            if slot.buffers is None:  # the steps of `_release`, without the call
+                slot.alive = False
+                self.used -= slot.plain
+            else:
+                self._release(slot)
 
     def clear(self) -> None:
         """Let all values go."""

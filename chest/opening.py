@@ -54,6 +54,8 @@ def open_tier(path: str, settings: Settings) -> SpillTier:
             ours = system.is_private(home.status())
         if private and not ours and not settings.readonly:
             raise untrusted(path, home.status())
+        if not settings.readonly:
+            home.claim(settings.timeout)
         store = LocalStore(home, private=private, folder_is_private=ours)
         with refusals(path, "could not be read"):
             if home.stat(NAME) is None:
@@ -83,6 +85,7 @@ def open_tier(path: str, settings: Settings) -> SpillTier:
         wanted_name=settings.key_to_filename,
         full=settings.verify == "full",
         key=key,
+        fallback=settings.fallback,
     )
 
 

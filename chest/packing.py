@@ -15,11 +15,11 @@ from chest import errors
 from chest.index import AnyEntry, unchanged
 from chest.ledger import Ledger, generation
 from chest.memory import Options, Slot
-from chest.packs import BATCH_KEYS, Batch, Packed, Small
+from chest.packs import BATCH_KEYS, Packed, Small
 from chest.small import PACKED_NBYTES
 from chest.spill import MOST_DRAFTS, Job, Written
 
-__all__ = ["Packing", "poor_packs"]
+__all__ = ["Packing"]
 
 log = logging.getLogger("chest")
 
@@ -38,9 +38,7 @@ class Packing(Ledger):
     def _drop_clean(self, slots: Sequence[Slot], stay: Collection[int] = ()) -> None:
         """Let go those that were written, but for the ids in *stay*."""
         with self.lock:
-            for slot in slots:
-                if not slot.dirty and id(slot) not in stay:
-                    self._memory.drop(slot)
+            self._memory.drop_clean(slots, stay)
 
     def _taken(self, slots: Sequence[Slot]) -> list[tuple[Slot, Any]]:
         """Those that are in memory still, with their values. Lock held.
@@ -49,13 +47,16 @@ class Packing(Ledger):
         that is set all the time would never be written otherwise.
         """
         find, values = self._manifest.index.get, self._values
+        asks = self._settings.on_conflict is not None
         here = []
         for listed in slots:
             slot = listed if listed.alive else self._slots.get(listed.key)
             if slot is not None:
-                if self._settings.on_conflict is None:
-                    slot.seen = generation(find(slot.key))
-                here.append((slot, values[slot.key]))
+                key = slot.key
+                if not asks:
+                    entry = find(key)
+                    slot.seen = 0 if entry is None else entry.generation
+                here.append((slot, values[key]))
         return here
 
     def _is_in_conflict(self, slot: Slot, known: AnyEntry | None) -> bool:
@@ -138,14 +139,19 @@ class Packing(Ledger):
             find, fresh = self._manifest.index.get, self._fresh
             dead = set()
             for place, (slot, each) in enumerate(zip(slots, small, strict=True)):
-                known = None if slot.key in fresh else find(slot.key)
-                if not slot.alive and not self._may_precede(slot, find(slot.key)):
+                if slot.key in fresh:
+                    if slot.alive and slot.birth == each.birth and not slot.inherited:
+                        continue  # as mostly: nobody has it, and it is as it was taken
+                    known = None
+                else:
+                    known = find(slot.key)
+                if (
+                    not slot.alive and not self._may_precede(slot, find(slot.key))
+                ) or self._is_in_conflict(slot, known):
                     dead.add(place)
                 elif slot.inherited and generation(known) != generation(slot.entry):
                     dead.add(place)  # it gives way to what somebody published since
                     self._forget_slots([slot.key])
-                elif self._is_in_conflict(slot, known):
-                    dead.add(place)  # the hook is to be asked first
                 elif (known or slot).birth != each.birth:
                     dead.add(place)
                     slot.birth = (known or slot).birth
@@ -153,10 +159,13 @@ class Packing(Ledger):
             replaced = self._spill.publish_packed(batch, small, dead)
             find = self._manifest.index.get
             for place, slot in enumerate(slots):
-                if place not in dead:
-                    slot.entry, slot.dirty = find(slot.key), False
-                    slot.inherited = False
-                    fresh.pop(slot.key, None)
+                if dead and place in dead:
+                    continue
+                key = slot.key
+                slot.entry, slot.dirty = find(key), False
+                slot.inherited = False
+                if key in fresh:
+                    del fresh[key]
         self._spill.delete(replaced)
         self._written_more()
         return again
@@ -282,7 +291,7 @@ class Packing(Ledger):
         self._bury()
         with self._publishing():
             live = self._manifest.index.live()
-            poor = poor_packs(self._manifest.index.batches)
+            poor = {name for name, _ in self._poor_packs()}
         moving: list[tuple[Hashable, AnyEntry]] = [
             (key, Packed(batch, place))
             for batch, places in live.items()
@@ -296,23 +305,26 @@ class Packing(Ledger):
             before = self._manifest.index.names() | poor
             self._manifest.compact()
             self._follow([*self._slots])
+            # What is left in them is damaged: no use to try until something changes.
+            self._unmoved = self._poor_packs()
             held = self._manifest.index.names()
             self._spill.delete(before - held)
             self._spill.packs.end_unless(held)  # the sweep takes what nobody appends to
             return self._spill.sweep()
 
+    def _poor_packs(self) -> frozenset[tuple[str, int]]:
+        """Packs more than half dead, or too many, each with how many entries are dead."""
+        dead: Counter[str] = Counter()
+        count: Counter[str] = Counter()
+        for batch in self._manifest.index.batches:
+            dead[batch.name] += batch.dead
+            count[batch.name] += batch.record.count
+        many = len(count) > MOST_PACKS
+        return frozenset(
+            (name, dead[name])
+            for name, total in count.items()
+            if 2 * dead[name] > total or (many and total < BATCH_KEYS)
+        )
+
     def _written_more(self) -> None:
         """Called after a publication, without a lock."""
-
-
-def poor_packs(batches: Iterable[Batch]) -> set[str]:
-    """Packs that are more than half dead, or of which there are too many."""
-    dead: Counter[str] = Counter()
-    count: Counter[str] = Counter()
-    for batch in batches:
-        dead[batch.name] += batch.dead
-        count[batch.name] += batch.record.count
-    poor = {name for name, total in count.items() if 2 * dead[name] > total}
-    if len(count) > MOST_PACKS:
-        poor.update(name for name, total in count.items() if total < BATCH_KEYS)
-    return poor

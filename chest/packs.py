@@ -84,7 +84,16 @@ class Batch:
         How many of its entries were replaced or deleted since.
     """
 
-    __slots__ = ("_block", "_columns", "_fetch", "dead", "name", "record")
+    __slots__ = (
+        "_block",
+        "_columns",
+        "_count",
+        "_fetch",
+        "_keys_at",
+        "dead",
+        "name",
+        "record",
+    )
 
     def __init__(
         self,
@@ -95,6 +104,8 @@ class Batch:
         self.record = record
         self.name = record.name
         self.dead = 0
+        self._count = record.count
+        self._keys_at = (24 if record.rewritten else 16) * record.count
         self._fetch = fetch
         self._block = b""
         self._columns: memoryview | None = None
@@ -114,17 +125,14 @@ class Batch:
         return self._take(self._fetch(self.record))
 
     @property
-    def _keys_at(self) -> int:
-        return (24 if self.record.rewritten else 16) * self.record.count
-
-    @property
     def nbytes(self) -> int:
         """Bytes of all values, and of what aligns the index behind them."""
         return self.record.at - self.record.start
 
     def birth(self, place: int) -> int:
         """When the key at *place* was first set."""
-        birth: int = self._table()[2 * self.record.count + place]
+        columns = self._columns or self._table()
+        birth: int = columns[2 * self._count + place]
         return self.record.birth + birth
 
     def births(self) -> list[int]:
@@ -142,16 +150,30 @@ class Batch:
 
     def where(self, place: int) -> tuple[int, int, int]:
         """(offset in the pack, size, check) of the value at *place*."""
-        ends = self._columns if self._columns is not None else self._table()
+        ends = self._columns or self._table()
         first = ends[place - 1] if place else 0
-        check = ends[self.record.count + place]
+        check = ends[self._count + place]
         return self.record.start + first, ends[place] - first, check
+
+    def has(self, place: int, text: bytes) -> bool:
+        """Whether *text*, the JSON text of a str, is that of the key at *place*."""
+        ends = self._columns or self._table()
+        first = self._keys_at
+        if place:
+            first += ends[3 * self._count + place - 1]
+        # Where the other text ends need not be asked: no JSON text of a str begins another.
+        return self._block[first : first + len(text)] == text
 
     def text(self, place: int) -> bytes:
         """The JSON text of the key at *place*."""
         ends, offset = self._table(), 3 * self.record.count + place
         first = self._keys_at + (ends[offset - 1] if place else 0)
         return self._block[first : self._keys_at + ends[offset]]
+
+    def mentions(self, part: bytes) -> bool:
+        """Whether *part* stands in the text of any key; sometimes True without need."""
+        self._table()
+        return self._block.find(part, self._keys_at) >= 0
 
     def texts(self) -> list[bytes]:
         """The JSON texts of all keys."""
@@ -317,8 +339,9 @@ class Packs:
         CorruptValueError
             The bytes are not what was written.
         """
-        offset, size, check = entry.batch.where(entry.place)
-        name = entry.batch.name
+        batch = entry.batch
+        offset, size, check = batch.where(entry.place)
+        name = batch.name
         fd = self._open.get(name)
         if fd is not None and _pread is not None:
             try:

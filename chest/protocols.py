@@ -9,7 +9,16 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 from typing import NamedTuple, Protocol
 
-__all__ = ["Buffer", "Format", "Policy", "Receipt", "Sink", "Slot", "Source"]
+__all__ = [
+    "Buffer",
+    "Format",
+    "NeedsPrivateMap",
+    "Policy",
+    "Receipt",
+    "Sink",
+    "Slot",
+    "Source",
+]
 
 Buffer = bytes | bytearray | memoryview
 
@@ -69,6 +78,10 @@ class Source(NamedTuple):
     key: object
 
 
+class NeedsPrivateMap(Exception):
+    """From `Format.load`: the value cannot live on a read-only map; give a private one."""
+
+
 class Format(Protocol):
     """value ↔ buffers."""
 
@@ -88,7 +101,8 @@ class Format(Protocol):
         """Read a value back, checking every byte that is decoded before it is decoded.
 
         ``full`` checks the bytes that are handed out undecoded (mapped buffers) as well.
-        *file_id*: what the file must carry; ``None``: not known (a legacy file).
+        *file_id*: what the file must carry; ``None``: not known (a legacy file). Raises
+        `NeedsPrivateMap` where the value's library knows no read-only memory.
         """
 
     def check(self, source: Source, *, file_id: str | None) -> None:

@@ -115,16 +115,24 @@ def seconds_text(seconds: float) -> str:
     return "0 s"
 
 
-def parse_bytes(amount: str | float, *, limit: Callable[[], int]) -> int:
-    """Read an amount of memory.
+def parse_bytes(
+    amount: str | float,
+    *,
+    option: str = "amount",
+    limit: Callable[[], int] | None = None,
+) -> int:
+    """Read an amount of memory, or of disk.
 
     Parameters
     ----------
     amount : str, int or float
         Bytes; or ``"4GB"``, ``"512 MiB"``, ``"1.5e9"``, ``"25%"``. Units ending in iB
         are binary, others decimal; case does not matter. ``inf`` is `UNLIMITED`.
-    limit : callable
-        Tells the bytes that a percentage is of; called for no other amount.
+    option : str
+        What the amount was given as, for the message.
+    limit : callable, optional
+        Tells the bytes that a percentage is of; called for no other amount. Without it
+        percentages are refused.
 
     Returns
     -------
@@ -134,22 +142,27 @@ def parse_bytes(amount: str | float, *, limit: Callable[[], int]) -> int:
     Raises
     ------
     ValueError
-        For what is no amount, negative, or not a number.
+        For what is no amount, negative, not a number, or more than 100%.
 
     Examples
     --------
     >>> parse_bytes("4GB", limit=lambda: 0), parse_bytes("25%", limit=lambda: 1000)
     (4000000000, 250)
     """
-    number, unit = _split(amount)
+    split = _split(amount)
+    number, unit = split or (0.0, "")
+    taken = UNITS.keys() | ({"%"} if limit else set())
+    if split is None or unit not in taken or not number >= 0:
+        shares = ", or '25%'" if limit else "; a share is not taken"
+        message = f"{option}={amount!r}: bytes, or text like '4GB' or '512 MiB'{shares}"
+        raise ValueError(message)
+    factor: float = UNITS.get(unit, 0)
     if unit == "%":
+        if number > 100:
+            message = f"{option}={amount!r}: a share of all is at most '100%'"
+            raise ValueError(message)
+        assert limit is not None
         factor = limit() / 100
-    elif unit in UNITS:
-        factor = UNITS[unit]
-    else:
-        raise _nonsense(amount)
-    if not number >= 0:
-        raise _nonsense(amount)
     if number * factor >= UNLIMITED:
         return UNLIMITED
     return int(number * factor)
@@ -277,8 +290,8 @@ def _figures(number: float, *, whole: bool = False) -> str:
     return f"{number:.1f}".removesuffix(".0")
 
 
-def _split(amount: str | float) -> tuple[float, str]:
-    """Take an amount apart: number, unit in small letters."""
+def _split(amount: str | float) -> tuple[float, str] | None:
+    """Take an amount apart: number, unit in small letters; None for nonsense."""
     if isinstance(amount, str):
         found = AMOUNT.fullmatch(amount.strip())
         digits, unit = found.groups() if found else ("", "")
@@ -287,14 +300,7 @@ def _split(amount: str | float) -> tuple[float, str]:
     try:
         return float(digits), unit.lower()
     except (TypeError, ValueError):
-        raise _nonsense(amount) from None
-
-
-def _nonsense(amount: object) -> ValueError:
-    return ValueError(
-        f"{amount!r} is no amount of memory: give bytes, or text such as "
-        "'4GB', '512 MiB' or '25%'"
-    )
+        return None
 
 
 def _row(name: str, inside: str) -> str:

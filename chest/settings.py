@@ -11,6 +11,7 @@ import dataclasses
 import os
 import pickle
 from collections.abc import Callable, Hashable, Iterator, Sequence
+from numbers import Real
 from typing import IO, Any
 
 from chest import keys, reprs
@@ -20,9 +21,9 @@ __all__ = [
     "DEFAULT_MEMORY",
     "NAMES",
     "Settings",
+    "Spelled",
     "absolute",
     "check_word",
-    "no_share",
     "nothing",
     "open_many",
     "pickle_dump",
@@ -32,7 +33,7 @@ DEFAULT_MEMORY = 1e9  # bytes, as in chest 0.2.3
 
 WORDS: dict[str, tuple[object, ...]] = {
     "mode": ("b", "t"),
-    "format": ("pickle", "data", "custom"),
+    "format": ("pickle", "data", "custom", "zarr"),
     "mapped": ("r", "copy", False),
     "publish": ("flush", "each"),
     "durability": ("memory", "process", "power"),
@@ -92,11 +93,14 @@ class Settings:
     umask: bool = False
 
     def __post_init__(self) -> None:
-        budget = reprs.parse_bytes(self.available_memory, limit=memory_limit)
+        budget = reprs.parse_bytes(
+            self.available_memory, option="available_memory", limit=memory_limit
+        )
         object.__setattr__(self, "available_memory", budget)
         if self.available_disk is not None:
-            disk = reprs.parse_bytes(self.available_disk, limit=no_share)
+            disk = reprs.parse_bytes(self.available_disk, option="available_disk")
             object.__setattr__(self, "available_disk", disk)
+        _check_timeout(self.timeout)
         if self.trust == "data" and self.format == "pickle":
             object.__setattr__(self, "format", "data")
         if self.is_custom and self.format == "pickle":
@@ -120,6 +124,13 @@ class Settings:
         )
 
     @property
+    def fallback(self) -> str:
+        """The format of what is no array, where arrays have one of their own."""
+        if self.trust == "data":
+            return "data"
+        return "custom" if self.is_custom else "pickle"
+
+    @property
     def budget(self) -> int:
         """``available_memory`` in bytes."""
         return int(self.available_memory)
@@ -136,10 +147,37 @@ class Settings:
         return state
 
 
+class Spelled(str):
+    """A format's name, with the options that one value is to be written with.
+
+    Examples
+    --------
+    >>> form = Spelled("zarr", {"chunks": (10,)})
+    >>> form == "zarr", form.options
+    (True, {'chunks': (10,)})
+    """
+
+    options: dict[str, Any]
+
+    def __new__(cls, name: str, options: dict[str, Any]) -> Spelled:
+        """The name, with options."""
+        new = super().__new__(cls, name)
+        new.options = options
+        return new
+
+
 def check_word(option: str, value: object, words: tuple[object, ...]) -> None:
     """Raise ValueError unless *value* is one of *words*."""
     if not any(value is word or value == word for word in words):
         msg = f"{option}={value!r}: one of {', '.join(map(repr, words))}"
+        raise ValueError(msg)
+
+
+def _check_timeout(timeout: object) -> None:
+    """Raise ValueError unless *timeout* is None or a time to wait."""
+    number = isinstance(timeout, Real) and not isinstance(timeout, bool)
+    if timeout is not None and not (number and timeout >= 0):  # type: ignore[operator]
+        msg = f"timeout={timeout!r}: seconds, 0 or more, or None to wait for ever"
         raise ValueError(msg)
 
 
@@ -156,12 +194,6 @@ def absolute(path: str | os.PathLike[str]) -> str:
         msg = f"{text}: this version keeps chests in folders; give it a path, not a URL"
         raise ValueError(msg)
     return os.path.abspath(os.path.expanduser(text))
-
-
-def no_share() -> int:
-    """Raise ValueError: a share of something makes no sense for the disk."""
-    msg = "available_disk= takes bytes, like '20GB', not a share"
-    raise ValueError(msg)
 
 
 NAMES = tuple(field.name for field in dataclasses.fields(Settings))

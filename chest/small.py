@@ -50,6 +50,7 @@ class SmallTier:
         self._formats = formats
         self._pickle = Pickle5()
         self.dumps = self._pickle.dumps
+        self._loads = self._pickle.loads
         self.written = self.written_bytes = 0
         self.loaded = self.loaded_bytes = 0
 
@@ -171,7 +172,7 @@ class SmallTier:
         if "pickle" not in self._formats:
             self._format(entry, key)  # which says why it is not read
         try:
-            value = self._pickle.loads(data)
+            value = self._loads(data)
         except MemoryError:
             raise
         except Exception as error:  # a pickle may raise anything

@@ -1,10 +1,9 @@
 """The spill tier: values on disk.
 
-Owns: the way of a value to its file and into the manifest, and back. Does not own: what
-is in memory, or when anything is written.
+Owns: the way of a value to its file and into the manifest. Does not own: what is in memory,
+when anything is written, or how it is read back (`chest.readtier`).
 
 Write: `encode` (no lock) → `publish` (under the lock: name, append) → unlink the old file.
-Read: manifest → store (open, map) → format.
 
 Invariants
 ----------
@@ -18,35 +17,30 @@ import itertools
 import logging
 import os
 import secrets
-import time
-import weakref
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from mmap import mmap
 from typing import NamedTuple
 
 import msgspec
-import xxhash
 
 from chest import errors, keys
+from chest.arraytier import is_folder, zarr_
 from chest.folder import PACK, refusals, refused
 from chest.index import AnyEntry
 from chest.manifest import Manifest
-from chest.memory import Weight, weigh
+from chest.memory import weigh
 from chest.packs import Packs
 from chest.protocols import Format
+from chest.readtier import ReadTier
 from chest.records import Entry
 from chest.signing import Key
-from chest.sizing import SCALARS
-from chest.small import SmallTier, is_shared, is_small
-from chest.stores.local import Discard, Draft, LocalStore
+from chest.small import is_shared, is_small
+from chest.stores.local import Discard, Draft, FolderDraft, LocalStore
 
-__all__ = ["Job", "Loaded", "SpillTier", "Written", "missing"]
+__all__ = ["Job", "SpillTier", "Written"]
 
-RUN_CODE = frozenset({"pickle", "custom"})  # formats that name code to be run
 log = logging.getLogger("chest")
 
-FEWEST_TRUSTED, MOST_SHRUNK = 4096, 4  # bytes; times the file that a value may take
 MOST_DRAFTS = 64  # files written before they are published: each holds a descriptor
 
 WantedName = Callable[[Hashable], str]
@@ -69,19 +63,10 @@ class Written(NamedTuple):
 
     key: Hashable
     entry: Entry
-    draft: Draft | None
+    draft: Draft | FolderDraft | None
 
 
-class Loaded(NamedTuple):
-    """A value read back."""
-
-    value: object
-    mapped: bool  # it may hold slices of a read-only map
-    seconds: float
-    weight: Weight
-
-
-class SpillTier(SmallTier):
+class SpillTier(ReadTier):
     """The files and the manifest of one chest.
 
     Parameters
@@ -97,6 +82,8 @@ class SpillTier(SmallTier):
         Check mapped bytes as well (``verify="full"``).
     key : Key or None
         Signs and checks files in a signed chest.
+    fallback : str
+        The format of what is no array, where arrays have one of their own.
     """
 
     def __init__(
@@ -109,20 +96,29 @@ class SpillTier(SmallTier):
         wanted_name: WantedName,
         full: bool,
         key: Key | None,
+        fallback: str = "pickle",
     ) -> None:
-        super().__init__(store, packs, manifest, formats)
+        super().__init__(store, packs, manifest, formats, full=full, key=key)
         self._wanted_name = wanted_name
-        self._full = full
-        self._key = key
+        self._fallback = fallback
         self._file_ids = _file_ids()
 
     def exclusive(self) -> AbstractContextManager[None]:
         """Hold the lock between processes; see `Manifest.exclusive`."""
         return self.manifest.exclusive()
 
-    def name(self, key: Hashable) -> str:
-        """The name a new file for *key* would get now."""
-        return self.store.free_name(self._checked_name(key))
+    def name(self, key: Hashable, value: object = None, form: str = "") -> str:
+        """The name a new file for *key* would get now, written in the format *form*."""
+        suffix = FolderDraft.suffix if self._gets_folder(form, value) else ""
+        return self.store.free_name(self._checked_name(key), suffix)
+
+    def _gets_folder(self, form: str, value: object) -> bool:
+        # A folder's checksums are no protection from somebody who writes them anew.
+        return form == "zarr" and self._key is None and self.is_array(value)
+
+    def new_file_id(self) -> str:
+        """A name that no other file of any chest carries."""
+        return next(self._file_ids)
 
     # -- write -------------------------------------------------------------------------
 
@@ -150,12 +146,18 @@ class SpillTier(SmallTier):
             The disk refused. No file is left.
         """
         self.manifest.check_writable()
+        draft: Draft | FolderDraft
+        folder = self._gets_folder(job.format, job.value)
+        if job.format == "zarr" and not folder:
+            job = job._replace(format=self._fallback)
         try:
-            draft = self.store.draft()
+            draft = self.store.folder_draft() if folder else self.store.draft()
         except OSError as error:
             path = self.store.home.path
             raise refused(error, path, "takes no new file", job.key) from error
         try:
+            if isinstance(draft, FolderDraft):
+                return self._encode_array(job, draft)
             return self._encode(job, draft)
         except OSError as error:
             draft.discard()
@@ -222,28 +224,42 @@ class SpillTier(SmallTier):
         ended = [(key, entry) for key in gone if (entry := find(key)) is not None]
         old = [entry for _, entry in ended]
         old += [entry for key, _, _ in batch if (entry := find(key)) is not None]
-        try:
-            with refusals(self.store.home.path, "takes no new name"):
-                self._place(batch)
-                pairs = [(key, Entry(each.text, gone="key")) for key, each in ended]
-                pairs += [(key, entry) for key, entry, _ in batch]
-                self.manifest.append(pairs, moved=moved)
-        except BaseException:
-            self.discard(batch)
-            raise
-        for _, _, draft in batch:
-            if draft is not None:
-                draft.release()
+        pairs = [(key, Entry(each.text, gone="key")) for key, each in ended]
+        pairs += [(key, entry) for key, entry, _ in batch]
+        files = [each for each in batch if each.draft is not None]
+        if not files:
+            self.manifest.append(pairs, moved=moved)
+        else:
+            self._publish_files(files, pairs, moved=moved)
         if not moved:
             self.written += len(batch)
             self.written_bytes += sum(entry.size for _, entry, _ in batch)
-        return list({each.name for each in old if not is_shared(each)})
+        return list(dict.fromkeys(each.name for each in old if not is_shared(each)))
+
+    def _publish_files(
+        self,
+        files: Sequence[Written],
+        pairs: Sequence[tuple[Hashable, Entry]],
+        *,
+        moved: bool,
+    ) -> None:
+        """Name *files* and append the record that speaks of them; or leave neither."""
+        try:
+            with refusals(self.store.home.path, "takes no new name"):
+                self._place(files)
+                self.manifest.append(pairs, moved=moved)
+        except BaseException:
+            self.discard(files)
+            raise
+        for _, _, draft in files:
+            assert draft is not None
+            draft.release()
 
     def _place(self, batch: Sequence[Written]) -> None:
         """Give the files their names."""
         for key, entry, draft in batch:
-            if draft is not None:
-                entry.name = self.store.place(draft, self._checked_name(key))
+            assert draft is not None
+            entry.name = self.store.place(draft, self._checked_name(key))
         if self.manifest.sync:
             for name in {os.path.dirname(entry.name) for _, entry, _ in batch}:
                 self.store.home.sync(name + "/" if name else "")
@@ -256,7 +272,19 @@ class SpillTier(SmallTier):
 
     def remove(self, gone: Sequence[Hashable]) -> list[str]:
         """Append tombstones; called within `exclusive`. Returns names to `delete`."""
-        return self.publish([], gone=gone)
+        find = self.manifest.index.held
+        pairs, names = [], []
+        for key in gone:
+            entry = find(key)
+            if entry is None:
+                continue
+            # A str is its own text, which need not be read from the pack.
+            text = keys.encode(key) if type(key) is str else entry.text
+            pairs.append((key, Entry(text, gone="key")))
+            if not is_shared(entry):
+                names.append(entry.name)
+        self.manifest.append(pairs)
+        return names
 
     def remove_all(self) -> list[str]:
         """Append the record that ends all keys; called within `exclusive`.
@@ -292,6 +320,8 @@ class SpillTier(SmallTier):
 
     def check_storable(self, key: Hashable, value: object, form: str) -> None:
         """Raise EncodingError when the format "data" refuses *value*; no lock."""
+        if form == "zarr" and self._fallback == "data" and not self.is_array(value):
+            form = "data"
         if form == "data":
             sink = Discard(self.store.home.join(self.name(key)))
             text = keys.text(key)
@@ -300,88 +330,6 @@ class SpillTier(SmallTier):
             except errors.EncodingError as error:
                 error.key, error.path = key, sink.path
                 raise
-
-    def digest(self, value: object, entry: AnyEntry) -> str | bytes | None:
-        """What *value* would be written as now; None: it cannot be told."""
-        if is_small(entry):
-            return self._pickle.dumps(value)
-        return self._format(entry, None).digest(value)
-
-    def stored_digest(self, key: Hashable, entry: AnyEntry) -> str | bytes:
-        """What `digest` gave when the value was written."""
-        return self.raw(key, entry) if is_small(entry) else entry.digest
-
-    def read(self, key: Hashable, entry: AnyEntry, mapped: str | None) -> Loaded:
-        """Read one value; no lock.
-
-        Raises
-        ------
-        FileNotFoundError
-            The file is gone: look at the manifest again.
-        CorruptValueError, DecodingError, UntrustedError, SignatureError
-            The value is there but cannot be had; see `chest.errors`.
-        """
-        if is_small(entry):
-            value = self.read_small(key, entry)
-            return Loaded(value, False, 0.0, weigh(value))
-        assert type(entry) is Entry
-        began = time.perf_counter()
-        form = self._format(entry, key)
-        size = entry.size if entry.digest else None
-        source = self.store.source(
-            entry.name,
-            key=key,
-            size=size,
-            mapped=mapped,
-            runs_code=entry.format in RUN_CODE,
-            # What was checked must be what is decoded: no map, which others can change.
-            private=self._key is not None,
-        )
-        if self._key is not None:
-            self._key.check_file(source, entry.signature)
-        if entry.format == "custom" and entry.digest:
-            self._check_whole(source.data, entry, key, source.path)
-        value = form.load(source, file_id=entry.file_id or None, full=self._full)
-        self.loaded += 1
-        self.loaded_bytes += len(source.data)
-        readonly = source.mapped and not source.writable
-        kept: dict[int, int] = {}
-        if source.mapped and isinstance(source.data.obj, mmap):
-            owner = weakref.ref(source.data.obj)
-            number, length = id(source.data.obj), len(source.data.obj)
-            del source
-            if owner() is not None:  # the value keeps slices of the map
-                kept = {number: length}
-        weight = _weight(value, entry, kept)
-        return Loaded(value, readonly, time.perf_counter() - began, weight)
-
-    def verify(self, key: Hashable, entry: AnyEntry) -> errors.ChestError | None:
-        """Read every byte of one value without making it; the error when it is bad."""
-        try:
-            if is_small(entry):
-                self.raw(key, entry)
-                return None
-            form = self._format(entry, key)
-            source = self.store.source(
-                entry.name,
-                key=key,
-                size=entry.size if entry.digest else None,
-                mapped="r",
-                runs_code=False,
-            )
-            if self._key is not None:
-                self._key.check_file(source, entry.signature)
-            assert type(entry) is Entry
-            if entry.format == "custom":
-                if entry.digest:
-                    self._check_whole(source.data, entry, key, source.path)
-            else:
-                form.check(source, file_id=entry.file_id or None)
-        except errors.ChestError as error:
-            return error
-        except FileNotFoundError as error:
-            return missing(self.store.home.join(entry.name), key, error)
-        return None
 
     # -- upkeep ------------------------------------------------------------------------
 
@@ -414,6 +362,8 @@ class SpillTier(SmallTier):
         new = msgspec.structs.replace(entry, birth=birth, generation=0, signature="")
         with refusals(self.store.home.path, f"takes no copy of {path}", key):
             self.manifest.check_writable()
+            if is_folder(entry):
+                return self._adopt_array(key, theirs, entry, new)
             draft = self.store.draft()
             try:
                 if not draft.adopt(path):
@@ -426,6 +376,17 @@ class SpillTier(SmallTier):
             except BaseException:
                 draft.discard()
                 raise
+        return Written(key, new, draft)
+
+    def _adopt_array(
+        self, key: Hashable, theirs: SpillTier, entry: Entry, new: Entry
+    ) -> Written:
+        draft = self.store.folder_draft()
+        try:
+            self.link_array(key, theirs, entry, draft)
+        except BaseException:
+            draft.discard()
+            raise
         return Written(key, new, draft)
 
     def sweep(self) -> int:
@@ -465,7 +426,7 @@ class SpillTier(SmallTier):
             job.birth,
             size=draft.size,
             digest=receipt.digest,
-            format=job.format,
+            format=str(job.format),
             file_id=file_id,
             nbytes=job.nbytes,
             cost=round(job.cost, 6),
@@ -476,20 +437,28 @@ class SpillTier(SmallTier):
             entry.signature = self._key.sign_file(draft.view())
         return Written(job.key, entry, draft)
 
-    def _check_whole(
-        self, data: memoryview, entry: Entry, key: object, path: str
-    ) -> None:
-        """The digest of a file in the user's own format is that of its bytes."""
-        if xxhash.xxh3_128_hexdigest(data) != entry.digest:
-            msg = (
-                f"{path}, the value of {errors.short(key)}, is damaged: its checksum "
-                f"does not fit. Delete the key, or restore the file"
-            )
-            raise errors.CorruptValueError(
-                msg,
-                key=key,
-                path=path,
-            )
+    def _encode_array(self, job: Job, draft: FolderDraft) -> Written:
+        seal = zarr_().Seal(key=keys.text(job.key), file_id=self.new_file_id())
+        options = getattr(job.format, "options", {})
+        digest = zarr_().dump(
+            job.value,
+            draft.fd,
+            path=draft.path,
+            key=job.key,
+            seal=seal,
+            options=options,
+        )
+        entry = self.draft_entry(
+            job.key,
+            draft,
+            seal,
+            digest,
+            birth=job.birth,
+            nbytes=job.nbytes,
+            cost=round(job.cost, 6),
+            mapped=job.mapped,
+        )
+        return Written(job.key, entry, draft)
 
     def _checked_name(self, key: Hashable) -> str:
         """The wanted name, which may come from the user's own function."""
@@ -505,31 +474,6 @@ class SpillTier(SmallTier):
                 key=key,
             )
         return name
-
-
-def _weight(value: object, entry: Entry, kept: dict[int, int]) -> Weight:
-    """What a value that was read takes in memory, without walking through it again.
-
-    *kept* is the map of its file, by `id`, if the value keeps it.
-    """
-    known = entry.nbytes
-    if not known or known > FEWEST_TRUSTED + MOST_SHRUNK * entry.size:
-        return weigh(value)  # not known, or it was a small view of something large
-    if type(value) in SCALARS:
-        return known, None
-    return (max(0, known - entry.size), kept) if kept else (known, kept)
-
-
-def missing(path: str, key: object, error: OSError) -> errors.CorruptValueError:
-    """The error for a value whose file is gone though the manifest holds it."""
-    problem = errors.CorruptValueError(
-        f"{path}, the value of {errors.short(key)}, is missing. Delete the key, or "
-        f"restore the file",
-        key=key,
-        path=path,
-    )
-    problem.__cause__ = error
-    return problem
 
 
 def _file_ids() -> Iterator[str]:

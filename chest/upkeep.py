@@ -12,7 +12,7 @@ import time
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from chest import facts, reprs, settings, system
+from chest import facts, reprs, system
 from chest.conflict import Settling
 from chest.engine import Engine
 from chest.index import AnyEntry, same
@@ -34,8 +34,10 @@ class Upkeep(Settling):
 
     def __len__(self) -> int:
         """How many keys there are; O(1)."""
-        self._look()
-        return len(self._manifest.index) + len(self._fresh)
+        if self._word[1] != self._seen:
+            self.refresh()
+        fresh = self._fresh_births if not self._newest else self._fresh
+        return len(self._manifest.index) + len(fresh)
 
     # -- what there is -----------------------------------------------------------------
 
@@ -46,7 +48,9 @@ class Upkeep(Settling):
 
     @available_memory.setter
     def available_memory(self, budget: float | str) -> None:
-        self._memory.budget = reprs.parse_bytes(budget, limit=system.memory_limit)
+        self._memory.budget = reprs.parse_bytes(
+            budget, option="available_memory", limit=system.memory_limit
+        )
         self.shrink()
 
     @property
@@ -69,7 +73,10 @@ class Upkeep(Settling):
         slot = self._slots.get(key)
         entry = self._manifest.index.get(key)
         if entry is None or not entry.name or (slot is not None and slot.dirty):
-            return self._spill.store.home.join(self._spill.name(key))
+            own = slot.options[0] if slot is not None and slot.options else None
+            form = own or self._settings.format
+            name = self._spill.name(key, self._values.get(key), form)
+            return self._spill.store.home.join(name)
         return self._spill.store.home.join(entry.name)
 
     def entry(self, key: Hashable) -> facts.KeyFacts:
@@ -121,6 +128,7 @@ class Upkeep(Settling):
             written_nbytes=self._spill.written_bytes,
             loads=self._spill.loaded,
             loaded_nbytes=self._spill.loaded_bytes,
+            saved=sum(each.saved for each in self._savers),
         )
 
     def __repr__(self) -> str:
@@ -251,10 +259,18 @@ class Upkeep(Settling):
         if bytes is None and older_than is None:
             msg = "trim() needs bytes=, older_than=, or both"
             raise TypeError(msg)
-        most = (
-            None if bytes is None else reprs.parse_bytes(bytes, limit=settings.no_share)
-        )
+        most = None if bytes is None else reprs.parse_bytes(bytes, option="bytes")
         return self._trim(most, older_than)
+
+    def _written_before(self, keys: Iterable[Any], seconds: float) -> list[Any]:
+        """Those whose file was written that long ago; what has no file is new."""
+        now, found = time.time(), []
+        for key in keys:
+            entry = self._manifest.index.get(key)
+            status = self._spill.store.home.stat(entry.name) if entry else None
+            if now - (status.st_mtime if status else now) >= seconds:
+                found.append(key)
+        return found
 
     def _written_more(self) -> None:
         """Delete the least recently used keys beyond ``available_disk``."""

@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, Any
 
 from chest.errors import DecodingError, EncodingError, short
 from chest.formats import footer as frame
-from chest.protocols import Receipt, Source
+from chest.protocols import NeedsPrivateMap, Receipt, Source
 from chest.sizing import SCALARS
 
 if TYPE_CHECKING:
@@ -159,6 +159,8 @@ class Pickle5:
             The file is damaged, cut short, or not the one that was asked for.
         DecodingError
             The file is whole but needs a module, or a Python, that is not here.
+        NeedsPrivateMap
+            It holds tensors and the map is read-only. No value was made.
         """
         if file_id is None and not frame.is_sealed(source.data, MAGIC):
             return _load_legacy(source)
@@ -172,10 +174,10 @@ class Pickle5:
             _check_gaps(source, footer)
             return _decoded(source, source.data[: footer.stop])
         skeleton = _skeleton(parts, footer.buffers)
-        buffers = [source.data[at : at + size] for _, at, size, *_ in footer.buffers]
         if not source.writable and b"from_numpy" in skeleton and b"torch" in skeleton:
             # A tensor knows no read-only memory: writing to it would kill the process.
-            return _decoded(source, skeleton, [bytearray(view) for view in buffers])
+            raise NeedsPrivateMap
+        buffers = [source.data[at : at + size] for _, at, size, *_ in footer.buffers]
         value = _decoded(source, skeleton, buffers)
         frame.remember(source, footer)
         return value
@@ -349,21 +351,35 @@ def _reduce_masked(array: Any) -> Reduced:
 
 
 def _reduce_tensor(tensor: Any) -> Reduced:
-    """A plain tensor in main memory as an array."""
+    """A tensor in main memory as an array and what makes a tensor of it again."""
+    torch = sys.modules["torch"]
     plain = (
         tensor.device.type == "cpu"
-        and not tensor.requires_grad
-        and tensor.is_contiguous()
-        and not (tensor.is_conj() or tensor.is_neg())
-        and not tensor.__dict__
+        and tensor.layout is torch.strided
+        and not (tensor.is_quantized or tensor.is_conj() or tensor.is_neg())
+        and not (tensor.__dict__ or tensor._backward_hooks)
+        and not any(getattr(tensor, "names", ()))
     )
-    if plain and tensor.nbytes >= LARGE:
-        try:
-            array = tensor.numpy()
-        except (TypeError, RuntimeError):  # bfloat16, sparse, …: numpy has none
-            return tensor.__reduce_ex__(5)
-        return sys.modules["torch"].from_numpy, (array,)
-    return tensor.__reduce_ex__(5)
+    if not plain:
+        return tensor.__reduce_ex__(5)
+    if tensor.nbytes < LARGE:
+        if tensor.untyped_storage().nbytes() >= LARGE:
+            # A row, say: torch would write all that it is a row of.
+            tensor = tensor.detach().clone().requires_grad_(tensor.requires_grad)
+        return tensor.__reduce_ex__(5)
+    if tensor.requires_grad:
+        return torch.Tensor.requires_grad_, (tensor.detach(),)
+    if not tensor.is_contiguous():
+        steps = zip(tensor.shape, tensor.stride(), strict=True)
+        span = 1 + sum((length - 1) * stride for length, stride in steps)
+        if span > tensor.numel():  # a part with gaps, which need not be kept
+            return _reduce_tensor(tensor.contiguous())
+        flat = tensor.as_strided((span,), (1,))
+        return torch.as_strided, (flat, tuple(tensor.shape), tensor.stride())
+    try:
+        return torch.from_numpy, (tensor.numpy(),)
+    except (TypeError, RuntimeError):  # bfloat16 and others that numpy has not
+        return torch.Tensor.view, (tensor.view(torch.uint8), tensor.dtype)
 
 
 # By module and name, so that nothing is imported for it.

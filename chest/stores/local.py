@@ -21,10 +21,10 @@ import stat
 from collections.abc import Iterator, Sequence
 
 from chest import errors, system
-from chest.folder import PACK, TEMPORARY, Folder, refused
+from chest.folder import PACK, SEAL, TEMPORARY, Folder, refused
 from chest.protocols import Buffer, Source
 
-__all__ = ["MAP_FROM", "Discard", "Draft", "LocalStore", "untrusted"]
+__all__ = ["MAP_FROM", "Discard", "Draft", "FolderDraft", "LocalStore", "untrusted"]
 
 MAGICS = (b"CHESTPK1", b"CHESTDT1")  # at the end of the formats' files
 log = logging.getLogger("chest")
@@ -44,6 +44,7 @@ class Draft:
     """
 
     __slots__ = ("_fd", "_home", "name", "path", "size")
+    suffix = ""  # of the name it will get
 
     def __init__(self, home: Folder) -> None:
         self._home = home
@@ -120,6 +121,59 @@ class Draft:
                 self.release()
 
 
+class FolderDraft:
+    """A folder that is being filled and that nobody else sees.
+
+    Attributes
+    ----------
+    path : str
+        Its full path.
+    fd : int
+        Its descriptor, which holds its lock.
+    """
+
+    __slots__ = ("_home", "fd", "name", "path")
+    suffix = ".zarr"  # what other tools know such a folder by
+
+    def __init__(self, home: Folder) -> None:
+        self._home = home
+        self.fd, self.name = home.create_folder()
+        self.path = home.join(self.name)
+
+    def finish(self, *, sync: bool) -> None:
+        """Wait for the disk. Files that have another link were waited for before."""
+        if not sync:
+            return
+        for _, _, files, at in os.fwalk(".", dir_fd=self.fd):
+            for name in files:
+                fd = os.open(name, os.O_RDONLY, dir_fd=at)
+                try:
+                    if os.fstat(fd).st_nlink == 1:
+                        system.sync_file(fd)
+                finally:
+                    system.close(fd)
+            system.sync_directory(at)
+
+    def release(self) -> None:
+        """Give up the lock: the folder is published, or gone. Safe to call twice."""
+        if self.fd >= 0:
+            system.close(self.fd)
+            self.fd = -1
+
+    def discard(self) -> None:
+        """Remove the folder. Safe to call twice, and after it was published.
+
+        What cannot be removed is left to the sweep.
+        """
+        if self.fd < 0:
+            return
+        self.release()
+        try:
+            self._home.remove_folder(self.name)
+        except OSError as error:
+            log.info("%s is left: %s", self.path, error)
+
+
 class Discard:
     """A sink that keeps nothing: to see whether a value can be written."""
 
@@ -155,20 +209,24 @@ class LocalStore:
         """Begin a new file."""
         return Draft(self.home)
 
-    def free_name(self, wanted: str) -> str:
+    def folder_draft(self) -> FolderDraft:
+        """Begin a new value that is a folder."""
+        return FolderDraft(self.home)
+
+    def free_name(self, wanted: str, suffix: str = "") -> str:
         """The name a file that wants to be called *wanted* gets now."""
         if "/" in wanted and not self._has_room(wanted):
             wanted = wanted.replace("/", "+")
-        name, count = wanted, 0
+        name, count = wanted + suffix, 0
         while self.home.stat(name) is not None:
             count += 1
-            name = f"{wanted}~{count}"
+            name = f"{wanted}~{count}{suffix}"
         return name
 
-    def place(self, draft: Draft, wanted: str) -> str:
+    def place(self, draft: Draft | FolderDraft, wanted: str) -> str:
         """Give the draft a free name and return it. Called under the manifest's lock."""
         while True:
-            name = self.free_name(wanted)
+            name = self.free_name(wanted, draft.suffix)
             try:
                 self.home.rename(draft.name, name)
             except FileNotFoundError:
@@ -270,8 +328,15 @@ class LocalStore:
         return Source(path, data, mapped is not None, writable, key)
 
     def delete(self, name: str) -> None:
-        """Remove a file that no record holds any more; no error when it is gone."""
-        self.home.unlink(name, missing_ok=True)
+        """Remove what no record holds any more; no error when it is gone.
+
+        A folder that somebody reads is left; the sweep comes back for it.
+        """
+        status = self.home.stat(name)
+        if status is None or not stat.S_ISDIR(status.st_mode):
+            self.home.unlink(name, missing_ok=True)
+        elif not self.home.remove_folder(name):
+            log.info("%s is left: somebody reads it", self.home.join(name))
 
     def used(self, name: str) -> None:
         """Remember that the file was used now, for `chest.Chest.trim`."""
@@ -309,6 +374,11 @@ class LocalStore:
         for name in self.home.names():
             if name in held:
                 continue
+            status = self.home.stat(name)
+            if status is not None and stat.S_ISDIR(status.st_mode):
+                if self._is_left(name):
+                    yield name
+                continue
             if not name.startswith((TEMPORARY, PACK)):
                 if self._is_sealed(name):
                     yield name
@@ -323,8 +393,21 @@ class LocalStore:
             finally:
                 system.close(fd)
 
+    def _is_left(self, name: str) -> bool:
+        """Nobody has the folder open."""
+        try:
+            fd = system.open_directory(self.home.join(name))
+        except OSError:
+            return False  # gone, or not ours to remove
+        try:
+            return system.try_lock(fd)
+        finally:
+            system.close(fd)
+
     def _is_sealed(self, name: str) -> bool:
-        """The last bytes are the magic of one of our formats."""
+        """The last bytes are the magic of one of our formats, or it is a sealed folder."""
+        if self.home.stat(f"{name}/{SEAL}") is not None:
+            return True
         try:
             fd = self.home.open(name)
         except OSError:

@@ -115,16 +115,21 @@ def pwrite_all(fd: int, data: Buffer, offset: int) -> int:
     OSError
         The disk refused; an unknown part has been written.
     """
-    rest = memoryview(data).cast("B")
-    size = len(rest)
+    done = _pwrite(fd, data, offset)
+    rest = memoryview(data).cast("B")[done:] if done < len(data) else b""
     while rest:
-        if hasattr(os, "pwrite"):
-            done = os.pwrite(fd, rest, offset)
-        else:
-            os.lseek(fd, offset, os.SEEK_SET)
-            done = os.write(fd, rest)
-        rest, offset = rest[done:], offset + done
-    return size
+        offset += done
+        done = _pwrite(fd, rest, offset)
+        rest = rest[done:]
+    return len(data)
+
+
+def _pwrite(fd: int, data: Buffer, offset: int) -> int:
+    """One write; may be short."""
+    if POSIX:
+        return os.pwrite(fd, data, offset)
+    os.lseek(fd, offset, os.SEEK_SET)
+    return os.write(fd, data)
 
 
 def read_all(fd: int, offset: int, size: int) -> bytes:

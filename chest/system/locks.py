@@ -13,7 +13,7 @@ import time
 
 from chest.system.files import POSIX
 
-__all__ = ["holder", "lock", "open_directory", "try_lock", "unlock"]
+__all__ = ["holder", "lock", "open_directory", "share", "try_lock", "unlock"]
 
 LONGEST_NAP = 0.02  # seconds between two tries for a lock
 
@@ -98,20 +98,20 @@ def try_lock(fd: int) -> bool:
     return True
 
 
-def unlock(fd: int) -> None:
-    """Give the lock back; no error when it was not held."""
+def share(fd: int) -> None:
+    """Take a lock that others may share; waits while somebody has it alone.
+
+    Raises
+    ------
+    OSError
+        As `lock`.
+    """
     if sys.platform != "win32":
         import fcntl
 
-        fcntl.flock(fd, fcntl.LOCK_UN)
+        fcntl.flock(fd, fcntl.LOCK_SH)
     else:
-        import msvcrt
-
-        os.lseek(fd, 0, os.SEEK_SET)
-        try:
-            msvcrt.locking(fd, msvcrt.LK_UNLCK, 1)
-        except PermissionError:
-            return  # Windows' way to say that it was not locked
+        lock(fd)  # Windows knows no other here
 
 
 if sys.platform != "win32":
@@ -121,6 +121,10 @@ if sys.platform != "win32":
         """Lock by ``flock``."""
         fcntl.flock(fd, fcntl.LOCK_EX if block else fcntl.LOCK_EX | fcntl.LOCK_NB)
 
+    def unlock(fd: int) -> None:
+        """Give the lock back; no error when it was not held."""
+        fcntl.flock(fd, fcntl.LOCK_UN)
+
 else:
 
     def _flock(fd: int, *, block: bool) -> None:
@@ -129,6 +133,16 @@ else:
 
         os.lseek(fd, 0, os.SEEK_SET)
         msvcrt.locking(fd, msvcrt.LK_NBLCK, 1)
+
+    def unlock(fd: int) -> None:
+        """Give the lock back; no error when it was not held."""
+        import msvcrt
+
+        os.lseek(fd, 0, os.SEEK_SET)
+        try:
+            msvcrt.locking(fd, msvcrt.LK_UNLCK, 1)
+        except PermissionError:
+            return  # Windows' way to say that it was not locked
 
 
 def holder(fd: int) -> str:

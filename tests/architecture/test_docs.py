@@ -29,12 +29,17 @@ def examples(text: str) -> list[doctest.Example]:
     found = doctest.DocTestParser().get_examples(text)
     for block in BLOCK.finditer(text):
         code = textwrap.dedent(block[1])
-        if ">>>" not in code:
+        if ">>>" not in code and not needs_torch(code):
             line = text.count("\n", 0, block.start())
             # A doctest example is one statement; a block may be several.
             source = f"exec({code!r}, globals())\n"
             found.append(doctest.Example(source, "", lineno=line))
     return sorted(found, key=lambda example: example.lineno)
+
+
+def needs_torch(code: str) -> bool:
+    """Whether a block needs torch, and it is not here: a gigabyte that no extra takes."""
+    return "import torch" in code and importlib.util.find_spec("torch") is None
 
 
 def test_a_block_without_prompts_is_run_in_its_place():

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from chest import Chest, errors
+from chest.manifest import Manifest
 from tests.failures import faults, scenes
 
 CONTENTS = {f"k{i}": [i, "x" * (i % 5)] for i in range(64)}
@@ -169,6 +170,36 @@ def test_a_damaged_value_hinders_neither_flush_nor_compaction(packed: Path) -> N
     assert dict(c) == {**expected, "new": 1}
     assert not pack.exists()
     c.close()
+
+
+def test_a_damaged_value_makes_no_flush_compact_twice(
+    packed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pack that could not be emptied is tried again when more of it is dead."""
+    pack = only_pack(packed)
+    with Chest(packed, readonly=True) as c:
+        place = c._manifest.index.get("k60").batch.where(60)[0]
+    bad = bytearray(pack.read_bytes())
+    bad[place + 3] ^= 0xFF
+    pack.write_bytes(bad)
+    compactions: list[str] = []
+    compact = Manifest.compact
+    monkeypatch.setattr(
+        Manifest, "compact", lambda self: [compactions.append(self.path), compact(self)]
+    )
+    with Chest(packed) as c:
+        for number in range(50):
+            del c[f"k{number}"]
+        c.flush()
+        assert len(compactions) == 1
+        for number in range(3):
+            c["new"] = number
+            c.flush()
+        assert len(compactions) == 1
+        del c["k60"]
+        c.flush()
+        assert len(compactions) == 2
+        assert not pack.exists()
 
 
 def test_a_pack_that_others_can_write_is_not_loaded(packed: Path) -> None:

@@ -280,6 +280,7 @@ def run(examples: int, steps: int) -> None:
     )
 
 
+@pytest.mark.timeout(300)  # 30 s alone, 100 s on a machine that others load
 def test_a_chest_is_a_dict_whatever_happens() -> None:
     run(100, 30)
 

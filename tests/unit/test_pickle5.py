@@ -17,6 +17,7 @@ import xxhash
 from chest import errors
 from chest.formats import footer, pickle5
 from chest.formats.pickle5 import Pickle5
+from chest.protocols import NeedsPrivateMap
 from tests.unit.format_files import (
     FILE_ID,
     FullDisk,
@@ -519,12 +520,16 @@ def test_a_long_list_is_streamed(path):
     assert peak < path.stat().st_size // 2
 
 
-def test_tensors_are_copied_from_a_read_only_map(path, monkeypatch):
+def test_tensors_ask_for_a_private_map(path, monkeypatch):
+    """Real ones are tried in test_torch, where there is a torch."""
+
     class Tensor:
         """Enough of torch's to see what is made of it."""
 
         device = types.SimpleNamespace(type="cpu")
-        requires_grad = False
+        layout = "strided"
+        is_quantized = requires_grad = False
+        _backward_hooks = None
 
         def __init__(self, array):
             self.array = array
@@ -551,15 +556,17 @@ def test_tensors_are_copied_from_a_read_only_map(path, monkeypatch):
         return Tensor(array)
 
     torch = types.ModuleType("torch")
-    torch.Tensor, torch.from_numpy = Tensor, from_numpy
+    torch.Tensor, torch.from_numpy, torch.strided = Tensor, from_numpy, "strided"
     for each in (Tensor, from_numpy):
         each.__module__, each.__qualname__ = "torch", each.__name__
     monkeypatch.setitem(sys.modules, "torch", torch)
     monkeypatch.setattr(pickle5._Pickler, "dispatch_table", pickle5._Reducers())
     dump(FORM, Tensor(numbers()), path)
-    for writable in (False, True):
-        where = source(path, writable=writable)
-        found = FORM.load(where, file_id=FILE_ID, full=False)
+    with pytest.raises(NeedsPrivateMap):
+        load(FORM, path)
+    for mapped in (True, False):
+        where = source(path, mapped=mapped, writable=mapped)
+        found = FORM.load(where, file_id=FILE_ID, full=True)
         assert same(found.array, numbers())
         assert found.array.flags.writeable
-        assert is_mapped(found.array, where.data) is writable
+        assert is_mapped(found.array, where.data) is mapped

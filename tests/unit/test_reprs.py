@@ -76,8 +76,16 @@ def test_a_percentage_is_of_the_limit():
     ],
 )
 def test_nonsense_is_refused_with_an_example(amount):
-    with pytest.raises(ValueError, match=re.escape(f"{amount!r} is no amount")):
-        reprs.parse_bytes(amount, limit=lambda: 1000)
+    with pytest.raises(ValueError, match=re.escape(f"room={amount!r}: bytes, or")):
+        reprs.parse_bytes(amount, option="room", limit=lambda: 1000)
+
+
+def test_a_share_is_of_something_and_at_most_all_of_it():
+    assert reprs.parse_bytes("100%", limit=lambda: 1000) == 1000
+    with pytest.raises(ValueError, match="at most '100%'"):
+        reprs.parse_bytes("120%", limit=lambda: 1000)
+    with pytest.raises(ValueError, match="a share is not taken"):
+        reprs.parse_bytes("20%")
 
 
 def test_counts_have_separators_and_a_plural():

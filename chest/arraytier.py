@@ -1,0 +1,151 @@
+"""Arrays with a folder of their own: written, read, checked, taken over.
+
+Owns: the way of an array to its folder and back. Does not own: what is in the folder
+(`chest.formats.zarr_`, loaded with the first array), and values with a file each.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+from collections.abc import Hashable, Iterator
+from types import ModuleType
+from typing import Any
+
+from chest import errors, keys
+from chest.folder import refused
+from chest.index import AnyEntry
+from chest.records import Entry
+from chest.small import SmallTier
+from chest.stores.local import FolderDraft
+
+__all__ = ["ArrayTier", "is_folder", "reading", "zarr_"]
+
+
+class ArrayTier(SmallTier):
+    """The folders of one chest."""
+
+    @staticmethod
+    def is_array(value: object) -> bool:
+        """Whether *value* can have a folder and come back exactly."""
+        # By name first, so that nothing is loaded for what is none.
+        return type(value).__name__ == "ndarray" and zarr_().is_exact(value)
+
+    @contextlib.contextmanager
+    def opened(self, key: Hashable, entry: AnyEntry) -> Iterator[tuple[int, Any]]:
+        """The folder of a value and its seal, in a block in which nobody removes it.
+
+        Raises
+        ------
+        FileNotFoundError
+            It is gone: look at the manifest again.
+        CorruptValueError
+            It is not what was published.
+        StoreError
+            The disk refused.
+        """
+        assert type(entry) is Entry
+        fd = self.hold(key, entry)
+        try:
+            yield fd, self.seal(fd, key, entry)
+        finally:
+            self.store.home.close_folder(fd)
+
+    def hold(self, key: Hashable, entry: AnyEntry) -> int:
+        """Open the folder of a value, which stays as long as the descriptor is open.
+
+        Raises as `opened`.
+        """
+        path = self.store.home.join(entry.name)
+        try:
+            return self.store.home.open_folder(entry.name)
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            if error.errno in (errno.ELOOP, errno.ENOTDIR):
+                msg = f"{path}, the value of {errors.short(key)}, is no folder"
+                raise errors.CorruptValueError(msg, key=key, path=path) from error
+            raise refused(error, path, "could not be opened", key) from error
+
+    def seal(self, fd: int, key: Hashable, entry: AnyEntry) -> Any:
+        """The seal of an open folder, which must be the entry's."""
+        assert type(entry) is Entry
+        path = self.store.home.join(entry.name)
+        seal = zarr_().read_seal(fd, path, key)
+        if seal.file_id != entry.file_id:
+            raise zarr_().damaged(path, key, "it belongs to another value")
+        return seal
+
+    def draft_entry(
+        self, key: Hashable, draft: FolderDraft, seal: Any, digest: str, **facts: Any
+    ) -> Entry:
+        """Seal a filled draft and return its entry.
+
+        Raises
+        ------
+        OSError
+            The disk refused.
+        """
+        size = seal.nbytes + zarr_().write_seal(draft.fd, seal)
+        draft.finish(sync=self.manifest.sync)
+        return Entry(
+            keys.encode(key),
+            size=size,
+            digest=digest,
+            format="zarr",
+            file_id=seal.file_id,
+            **facts,
+        )
+
+    def load_array(self, key: Hashable, entry: AnyEntry, *, readonly: bool) -> Any:
+        """The whole array of a folder."""
+        path = self.store.home.join(entry.name)
+        with self.opened(key, entry) as (fd, seal), reading(path, key):
+            store = zarr_().FolderStore(path, key, seal.pieces, base=fd)
+            value = zarr_().load(store, seal)
+        if readonly:
+            value.flags.writeable = False
+        self.loaded += 1
+        self.loaded_bytes += entry.size
+        return value
+
+    def check_array(self, key: Hashable, entry: AnyEntry) -> None:
+        """Read every byte of a folder; raises what `load_array` would."""
+        path = self.store.home.join(entry.name)
+        with self.opened(key, entry) as (fd, seal), reading(path, key):
+            zarr_().check(zarr_().FolderStore(path, key, seal.pieces, base=fd))
+
+    def link_array(
+        self, key: Hashable, theirs: ArrayTier, entry: AnyEntry, draft: FolderDraft
+    ) -> None:
+        """Fill a draft with hard links to another chest's folder, or with copies."""
+        path = theirs.store.home.join(entry.name)
+        with theirs.opened(key, entry) as (fd, seal):
+            store = zarr_().FolderStore(path, key, seal.pieces, base=fd, draft=draft.fd)
+            store.link_rest()
+            # Not a link: who changes the array holds the lock of its own seal.
+            zarr_().write_seal(draft.fd, seal)
+        draft.finish(sync=self.manifest.sync)
+
+
+def is_folder(entry: AnyEntry) -> bool:
+    """The value lies in a folder of its own."""
+    return entry.format == "zarr"
+
+
+def zarr_() -> ModuleType:
+    """The format, loaded when it is first needed: zarr takes some 0.3 s."""
+    from chest.formats import zarr_ as module
+
+    return module
+
+
+@contextlib.contextmanager
+def reading(path: str, key: object) -> Iterator[None]:
+    """Raise what the system says within the block as `StoreError`."""
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, errors.ChestError):
+            raise
+        raise refused(error, path, "could not be read", key) from error

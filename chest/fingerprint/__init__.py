@@ -1,0 +1,15 @@
+"""Fingerprints: of values by their content, of functions by what they do.
+
+Owns: the names that other floors use.
+Does not own: how either is made (`values`, `libraries`, `code`), what it is good for.
+"""
+
+from __future__ import annotations
+
+from chest.fingerprint import code, values
+
+Code = code.Code
+is_own = code.is_own
+plain_function = code.plain_function
+fingerprint = values.fingerprint
+token = values.token

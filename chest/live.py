@@ -1,0 +1,491 @@
+"""Arrays on disk that are changed in place, a generation for each change.
+
+Owns: whose turn it is to change a key, what a change writes anew and what it links, its
+publication. Does not own: how zarr keeps an array, how folders are named.
+
+Invariants
+----------
+A1  A published folder is never changed: a change fills a new one, with hard links to the
+    files that stay as they are, and publishes it.
+A2  Who changes a key holds the lock of the seal of its present folder, and looks again
+    once it has it. So changes of one key come one after the other, between processes too.
+A3  Who reads holds a shared lock of the folder; nobody removes it meanwhile.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import weakref
+from collections.abc import Callable, Hashable, Iterator, MutableMapping
+from typing import Any, Self
+
+from chest import errors, keys, system
+from chest.arraytier import is_folder, reading, zarr_
+from chest.errors import short
+from chest.folder import SEAL, refusals
+from chest.index import AnyEntry, same
+from chest.readtier import missing
+from chest.records import Entry
+from chest.spill import Written
+from chest.upkeep import Upkeep
+
+__all__ = ["Filling", "LiveArray", "folder_entry", "pinned"]
+
+MOST_LOOKS = 100  # times an array is followed that others keep replacing
+
+_turns: dict[tuple[int, int], int] = {}  # seal (device, inode) → thread that holds it
+
+
+class LiveArray:
+    """An array in a chest, with the interface of ``zarr.Array``; `chest.Chest.zarr`.
+
+    What it shows is what was published last. Each assignment, `resize`, `append` and
+    change of `attrs` is one publication; several are in a ``with`` block, at whose end
+    all of them are published, or none after an exception.
+
+    Parameters
+    ----------
+    chest : Chest
+    key : Hashable
+    mode : {"r", "r+"}
+
+    Notes
+    -----
+    Attributes and methods that are not named here are zarr's, for reading. Threads may
+    share it, but a ``with`` block is one change, whoever writes in it.
+
+    A change writes the chunks it touches, links the others (some 10 µs for each file)
+    and writes the seal. In the block no lock of the chest is held, but others that want
+    to change the same key wait for its end. Readers never wait.
+    """
+
+    __slots__ = ("__weakref__", "_change", "_chest", "_key", "_seen", "mode")
+
+    def __init__(self, chest: Upkeep, key: Hashable, mode: str) -> None:
+        self._chest, self._key, self.mode = chest, key, mode
+        self._change: _Change | None = None
+        self._seen: tuple[AnyEntry, Any] | None = None
+        self._now()
+
+    # -- read --------------------------------------------------------------------------
+
+    def _now(self) -> Any:
+        """Zarr's array as it is now."""
+        if self._change is not None:
+            return self._change.array
+        for _ in range(MOST_LOOKS):
+            entry = folder_entry(self._chest, self._key)
+            if self._seen is not None and same(self._seen[0], entry):
+                return self._seen[1]
+            with contextlib.suppress(FileNotFoundError):  # replaced: look again
+                self._seen = entry, pinned(self._chest, self._key, entry)[0]
+                return self._seen[1]
+            self._chest.refresh()
+        raise _too_fast(self._chest, self._key)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._now(), name)
+
+    def __getitem__(self, selection: Any) -> Any:
+        """A part of the array, read from its chunks alone."""
+        with self._reading():
+            return self._now()[selection]
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:
+        with self._reading():
+            return self._now().__array__(dtype)
+
+    def __len__(self) -> int:
+        return int(self._now().shape[0])
+
+    def __iter__(self) -> Iterator[Any]:
+        return (self[row] for row in range(len(self)))
+
+    def __repr__(self) -> str:
+        array = self._now()
+        return f"<LiveArray {short(self._key)} {array.dtype} {array.shape}>"
+
+    def _reading(self) -> contextlib.AbstractContextManager[None]:
+        return reading(self._chest.path, self._key)
+
+    @property
+    def attrs(self) -> MutableMapping[str, Any]:
+        """The array's attributes; each change is one publication."""
+        return _Attributes(self)
+
+    @property
+    def oindex(self) -> _Indexer:
+        """Orthogonal indexing, as zarr's."""
+        return _Indexer(self, "oindex")
+
+    @property
+    def vindex(self) -> _Indexer:
+        """Indexing by coordinates or a mask, as zarr's."""
+        return _Indexer(self, "vindex")
+
+    @property
+    def blocks(self) -> _Indexer:
+        """Indexing by chunk, as zarr's."""
+        return _Indexer(self, "blocks")
+
+    # -- change ------------------------------------------------------------------------
+
+    def __setitem__(self, selection: Any, value: Any) -> None:
+        """Change a part of the array on disk."""
+        self.change(lambda array: array.__setitem__(selection, value))
+
+    def resize(self, new_shape: Any) -> None:
+        """Change the shape; what is new reads as the fill value."""
+        self.change(lambda array: array.resize(new_shape))
+
+    def append(self, data: Any, axis: int = 0) -> tuple[int, ...]:
+        """Grow along an axis; the new shape is returned."""
+        shape: tuple[int, ...] = self.change(lambda array: array.append(data, axis))
+        return shape
+
+    def update_attributes(self, new_attributes: dict[str, Any]) -> Self:
+        """Set some attributes."""
+        self.change(lambda array: array.update_attributes(new_attributes))
+        return self
+
+    def set_basic_selection(self, selection: Any, value: Any, **options: Any) -> None:
+        """As zarr's."""
+        self.change(lambda z: z.set_basic_selection(selection, value, **options))
+
+    def set_orthogonal_selection(
+        self, selection: Any, value: Any, **options: Any
+    ) -> None:
+        """As zarr's."""
+        self.change(lambda z: z.set_orthogonal_selection(selection, value, **options))
+
+    def set_coordinate_selection(
+        self, selection: Any, value: Any, **options: Any
+    ) -> None:
+        """As zarr's."""
+        self.change(lambda z: z.set_coordinate_selection(selection, value, **options))
+
+    def set_mask_selection(self, mask: Any, value: Any, **options: Any) -> None:
+        """As zarr's."""
+        self.change(lambda z: z.set_mask_selection(mask, value, **options))
+
+    def set_block_selection(self, selection: Any, value: Any, **options: Any) -> None:
+        """As zarr's."""
+        self.change(lambda z: z.set_block_selection(selection, value, **options))
+
+    def change(self, step: Callable[[Any], Any]) -> Any:
+        """Call *step* with a ``zarr.Array`` to change, and publish what it did.
+
+        Raises
+        ------
+        KeyError
+            Somebody deleted the key.
+        ReadOnlyError
+            The mode is ``"r"``, or the chest is read only.
+        LockTimeout
+            Somebody else changes the key for longer than the chest's ``timeout``.
+        StoreError
+            The disk refused, or somebody set the key meanwhile. The array is as before.
+        """
+        if self._change is not None:
+            return step(self._change.array)
+        with self:
+            return step(self._now())
+
+    def __enter__(self) -> Self:
+        if self._change is not None:
+            msg = f"this with block for {short(self._key)} is open already"
+            raise RuntimeError(msg)
+        if self.mode == "r":
+            msg = f"{short(self._key)} was opened with mode='r'"
+            raise errors.ReadOnlyError(msg, key=self._key, path=self._chest.path)
+        self._now()  # what is in memory and newer is published first
+        self._change = _Change(self._chest, self._key)
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        change, self._change = self._change, None
+        assert change is not None
+        try:
+            replaced = change.publish() if kind is None else []
+        finally:
+            change.close()
+        if replaced:
+            self._seen = None  # it holds the folder that goes now
+            self._chest._spill.delete(replaced)
+            self._chest._written_more()
+
+
+class _Change:
+    """One change of one array, from its turn to its publication."""
+
+    def __init__(self, chest: Upkeep, key: Hashable) -> None:
+        self._chest, self._key = chest, key
+        self._stack = contextlib.ExitStack()
+        with contextlib.ExitStack() as stack:
+            self._base, fd = stack.enter_context(_turn(chest, key))
+            seal = chest._spill.seal(fd, key, self._base)
+            self._filling = stack.enter_context(Filling(chest, key, seal, fd))
+            with reading(chest.path, key):
+                self.array = zarr_().open_array(self._filling.store)
+            self._stack = stack.pop_all()
+
+    def publish(self) -> list[str]:
+        """Publish the change; returns names to delete once `close` was called."""
+        if not self._filling.changed:
+            return []
+        return self._filling.publish(self.array.nbytes, self._base)
+
+    def close(self) -> None:
+        """Give up the turn, and what was not published."""
+        self._stack.close()
+
+
+class Filling:
+    """A new folder for an array, until it is published.
+
+    Parameters
+    ----------
+    chest : Chest
+    key : Hashable
+    seal : Seal, optional
+        Of the array that is changed.
+    base : int
+        Descriptor of its folder.
+
+    Attributes
+    ----------
+    store : FolderStore
+        For zarr.
+    """
+
+    def __init__(
+        self, chest: Upkeep, key: Hashable, seal: Any = None, base: int = -1
+    ) -> None:
+        spill = chest._spill
+        spill.manifest.check_writable()
+        self._chest, self._key = chest, key
+        with refusals(chest.path, "takes no new folder", key):
+            self._draft = spill.store.folder_draft()
+        self._seal = seal or zarr_().Seal()
+        pieces = self._seal.pieces
+        self.store = zarr_().FolderStore(
+            self._draft.path, key, pieces, base=base, draft=self._draft.fd
+        )
+        # Copied: a group of changes may end as it began.
+        self._before = dict(pieces)
+
+    @property
+    def changed(self) -> bool:
+        """There is something to publish."""
+        return bool(self.store.pieces != self._before)
+
+    def publish(self, nbytes: int, base: AnyEntry | None = None) -> list[str]:
+        """Seal and publish the folder; returns names to delete.
+
+        Parameters
+        ----------
+        nbytes : int
+            Of the array in memory.
+        base : AnyEntry, optional
+            What the key must still be.
+        """
+        chest, key, seal = self._chest, self._key, self._seal
+        new = zarr_().Seal(
+            key=keys.text(key),
+            file_id=chest._spill.new_file_id(),
+            dtype=seal.dtype,
+            order=seal.order,
+            pieces=self.store.pieces,
+        )
+        with refusals(self._draft.path, "could not be written", key):
+            self.store.link_rest()
+            entry = chest._spill.draft_entry(
+                key, self._draft, new, new.digest(), nbytes=nbytes
+            )
+        return self._append(entry, base)
+
+    def _append(self, entry: Entry, base: AnyEntry | None) -> list[str]:
+        chest, key = self._chest, self._key
+        with chest._publishing():
+            known = chest._manifest.index.get(key)
+            if base is not None:
+                if known is None:
+                    raise KeyError(key)
+                if not same(known, base):
+                    raise _too_fast(chest, key)
+                entry.mapped, entry.expires = known.mapped, known.expires
+            slot = chest._slots.get(key)
+            entry.birth = chest._birth_of(key)
+            replaced = chest._spill.publish([Written(key, entry, self._draft)])
+            if slot is not None and not (base is not None and slot.dirty):
+                chest._forget_slots([key])
+        return replaced
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        """Remove what was not published."""
+        self._draft.discard()
+
+
+def folder_entry(chest: Upkeep, key: Hashable) -> Entry:
+    """The entry of an array in a folder; what is newer in memory is published first.
+
+    Raises
+    ------
+    KeyError
+        There is no such key.
+    TypeError
+        Its value is no array in a folder.
+    """
+    chest._look()
+    slot = chest._slots.get(key)
+    if slot is not None and slot.dirty:
+        chest._raise_first(chest._write_out([slot], keep=True))
+    entry = chest._manifest.index.get(key)
+    if entry is None:
+        raise KeyError(key)
+    if not is_folder(entry):
+        msg = (
+            f"the value of {short(key)} is no zarr array but has the format "
+            f"{entry.format!r}: c.set(key, c[key], format='zarr') makes it one, if it is "
+            f"an array of numbers"
+        )
+        raise TypeError(msg)
+    assert type(entry) is Entry
+    return entry
+
+
+def pinned(chest: Upkeep, key: Hashable, entry: AnyEntry) -> tuple[Any, Any]:
+    """Zarr's read-only array of an entry, and its seal; readable as long as it lives.
+
+    Raises
+    ------
+    FileNotFoundError
+        The folder is gone.
+    """
+    spill = chest._spill
+    fd = spill.hold(key, entry)
+    path = spill.store.home.join(entry.name)
+    try:
+        seal = spill.seal(fd, key, entry)
+        store = zarr_().FolderStore(path, key, seal.pieces, base=fd)
+    except BaseException:
+        system.close(fd)
+        raise
+    weakref.finalize(store, system.close, fd).atexit = False
+    with reading(path, key):
+        return zarr_().open_array(store, seal.order), seal
+
+
+@contextlib.contextmanager
+def _turn(chest: Upkeep, key: Hashable) -> Iterator[tuple[Entry, int]]:
+    """Be the only one that changes *key* (A2); its entry and its open folder."""
+    for _ in range(MOST_LOOKS):
+        entry = folder_entry(chest, key)
+        try:
+            turn = chest._spill.store.home.open(f"{entry.name}/{SEAL}")
+        except FileNotFoundError as error:
+            chest.refresh()
+            if same(chest._manifest.index.get(key), entry):
+                path = chest._spill.store.home.join(entry.name)
+                raise missing(path, key, error) from error
+            continue
+        try:
+            with _locked(chest, key, turn):
+                chest.refresh()
+                if not same(chest._manifest.index.get(key), entry):
+                    continue  # somebody was quicker: its folder is the one to wait for
+                fd = chest._spill.hold(key, entry)
+                try:
+                    yield entry, fd
+                finally:
+                    chest._spill.store.home.close_folder(fd)
+                return
+        finally:
+            system.close(turn)
+    raise _too_fast(chest, key)
+
+
+@contextlib.contextmanager
+def _locked(chest: Upkeep, key: Hashable, turn: int) -> Iterator[None]:
+    status = os.fstat(turn)
+    seal = (status.st_dev, status.st_ino)
+    if _turns.get(seal) == threading.get_ident():
+        msg = (
+            f"this thread is changing {short(key)} already, in a with block that it would "
+            f"wait for: use the object of that block"
+        )
+        raise RuntimeError(msg)
+    if not system.lock(turn, chest._settings.timeout):
+        msg = f"{short(key)} in {chest.path} is being changed by {system.holder(turn)}"
+        raise errors.LockTimeout(msg, key=key, path=chest.path)
+    _turns[seal] = threading.get_ident()
+    try:
+        yield
+    finally:
+        del _turns[seal]
+
+
+def _too_fast(chest: Upkeep, key: Hashable) -> errors.StoreError:
+    msg = (
+        f"{short(key)} in {chest.path} was set by somebody else meanwhile; its array is "
+        f"not changed"
+    )
+    return errors.StoreError(msg, key=key, path=chest.path)
+
+
+class _Attributes(MutableMapping[str, Any]):
+    """The attributes of a live array."""
+
+    def __init__(self, live: LiveArray) -> None:
+        self._live = live
+
+    def __getitem__(self, name: str) -> Any:
+        return self._live._now().attrs[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter([*self._live._now().attrs])
+
+    def __len__(self) -> int:
+        return len(self._live._now().attrs)
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        self._live.change(lambda array: array.attrs.__setitem__(name, value))
+
+    def __delitem__(self, name: str) -> None:
+        self._live.change(lambda array: array.attrs.__delitem__(name))
+
+    def update(self, *args: Any, **more: Any) -> None:
+        """Set several in one publication."""
+        new = dict(*args, **more)
+        self._live.change(lambda array: array.attrs.update(new))
+
+    def put(self, new: dict[str, Any]) -> None:
+        """Replace all in one publication."""
+        self._live.change(lambda array: array.attrs.put(new))
+
+    def asdict(self) -> dict[str, Any]:
+        """All of them."""
+        return dict(self)
+
+    def __repr__(self) -> str:
+        return repr(dict(self))
+
+
+class _Indexer:
+    """Another way of indexing a live array."""
+
+    def __init__(self, live: LiveArray, name: str) -> None:
+        self._live, self._name = live, name
+
+    def __getitem__(self, selection: Any) -> Any:
+        with self._live._reading():
+            return getattr(self._live._now(), self._name)[selection]
+
+    def __setitem__(self, selection: Any, value: Any) -> None:
+        name = self._name
+        self._live.change(lambda z: getattr(z, name).__setitem__(selection, value))

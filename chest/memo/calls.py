@@ -1,0 +1,150 @@
+"""A call's arguments as the function gets them, and their fingerprint.
+
+Owns: binding to the signature, what is ignored, naming the argument that has no
+fingerprint. Does not own: fingerprints of values, the function's code.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import keyword
+import types
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from chest.errors import FingerprintError
+from chest.fingerprint import token
+
+__all__ = ["Calls"]
+
+ANYTHING = inspect.Signature(
+    [
+        inspect.Parameter("args", inspect.Parameter.VAR_POSITIONAL),
+        inspect.Parameter("kwargs", inspect.Parameter.VAR_KEYWORD),
+    ]
+)
+
+
+class Calls:
+    """How one function may be called.
+
+    Parameters
+    ----------
+    function : callable
+    name : str
+        For messages.
+    ignore : iterable of str
+        Parameters that do not matter.
+    code : bool
+        Whether the code of arguments' classes counts.
+
+    Raises
+    ------
+    ValueError
+        A name in *ignore* is no parameter.
+    """
+
+    def __init__(
+        self, function: Any, name: str, ignore: Iterable[str], *, code: bool
+    ) -> None:
+        try:
+            signature = inspect.signature(function)
+        except ValueError:  # some builtins have none
+            signature = ANYTHING
+        self._name, self._code = name, code
+        self._ignored = frozenset(ignore)
+        self.fixed = _fixed(function)
+        names = [*signature.parameters]
+        kinds = [each.kind for each in signature.parameters.values()]
+        self._more = (
+            kinds.index(inspect.Parameter.VAR_KEYWORD)
+            if inspect.Parameter.VAR_KEYWORD in kinds
+            else -1
+        )
+        unknown = self._ignored - set(names)
+        if unknown and self._more < 0:
+            msg = (
+                f"{name} has no parameter {min(unknown)!r} to ignore; it has "
+                f"{', '.join(names) or 'none'}"
+            )
+            raise ValueError(msg)
+        self._kept = [
+            (place, each)
+            for place, each in enumerate(names)
+            if each not in self._ignored
+        ]
+        self.bind = _binder(signature, name.rpartition(".")[2])
+
+    def token(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bytes:
+        """Bytes that stand for a call, however its arguments are spelled.
+
+        Raises
+        ------
+        TypeError
+            The function does not take these arguments.
+        FingerprintError
+            One of them has no fingerprint; the message has the ways out.
+        """
+        values = self.bind(*args, **kwargs)
+        parts: list[Any] = [self._part(each, "self") for each in self.fixed]
+        for place, name in self._kept:
+            value = values[place]
+            if place == self._more and self._ignored:
+                value = {k: v for k, v in value.items() if k not in self._ignored}
+            parts += [name, self._part(value, name)]
+        return token(parts)
+
+    def _part(self, value: Any, name: str) -> bytes:
+        try:
+            return token(value, code=self._code)
+        except FingerprintError as error:
+            msg = (
+                f"{self._name}: the argument {name!r} has no fingerprint that would be "
+                f"the same next time: {error}. Leave it out with ignore={name!r}, or say "
+                f"with key= what tells one call from another"
+            )
+            raise FingerprintError(msg, key=name) from error
+
+
+def _fixed(function: Any) -> list[Any]:
+    """What a partial or a bound method adds to each call."""
+    if isinstance(function, functools.partial):
+        return [function.args, dict(function.keywords), *_fixed(function.func)]
+    if isinstance(function, types.MethodType):
+        return [function.__self__, *_fixed(function.__func__)]
+    return []
+
+
+def _binder(signature: inspect.Signature, name: str) -> Callable[..., tuple[Any, ...]]:
+    """A function of the same signature that returns its arguments, defaults filled in.
+
+    ``Signature.bind`` takes ten times as long.
+    """
+    kinds = inspect.Parameter
+    space: dict[str, Any] = {}
+    before: list[str] = []
+    last: Any = None
+    for number, each in enumerate(signature.parameters.values()):
+        if last is kinds.POSITIONAL_ONLY and each.kind is not last:
+            before.append("/")
+        if each.kind is kinds.KEYWORD_ONLY and last not in (
+            kinds.KEYWORD_ONLY,
+            kinds.VAR_POSITIONAL,
+        ):
+            before.append("*")
+        stars: dict[Any, str] = {kinds.VAR_POSITIONAL: "*", kinds.VAR_KEYWORD: "**"}
+        text = stars.get(each.kind, "") + each.name
+        if each.default is not kinds.empty:
+            space[f"_default{number}"] = each.default
+            text += f"=_default{number}"
+        before.append(text)
+        last = each.kind
+    if last is kinds.POSITIONAL_ONLY:
+        before.append("/")
+    if not name.isidentifier() or keyword.iskeyword(name):
+        name = "function"  # <lambda>
+    held = "".join(f"{each}, " for each in signature.parameters)
+    exec(f"def {name}({', '.join(before)}):\n    return ({held})", space)
+    bound: Callable[..., tuple[Any, ...]] = space[name]
+    return bound

@@ -1,0 +1,118 @@
+"""Arrays on disk between processes: killed in mid-change, and taking turns."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+
+import numpy as np
+import pytest
+
+from chest import Chest
+
+SPAWN = multiprocessing.get_context("spawn")
+CHUNKS = 6
+
+
+def change_until_killed(path: str, kill_at: int) -> None:
+    """Change every chunk, and die at the *kill_at*th call that touches the disk."""
+    with Chest(path) as c:
+        z = c.zarr("x")
+        count = 0
+
+        def counted(call):
+            def step(*args, **options):
+                nonlocal count
+                count += 1
+                if count == kill_at:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return call(*args, **options)
+
+            return step
+
+        for name in ("open", "link", "mkdir", "rename", "write", "unlink", "rmdir"):
+            setattr(os, name, counted(getattr(os, name)))
+        with z:
+            z[:-1] = 1
+            z.append(np.ones(10))
+
+
+def set_own_items(path: str, mine: int, start) -> None:
+    """Write to one chunk as others do."""
+    with Chest(path) as c:
+        z = c.zarr("x")
+        start.wait()
+        for n in range(8):
+            z[mine * 8 + n] = mine + 1
+
+
+def make(path) -> None:
+    with Chest(path) as c:
+        c.set("x", np.zeros(CHUNKS * 10), format="zarr", chunks=(10,))
+
+
+def check_old_or_new(path) -> bool:
+    with Chest(path) as c:
+        value = c["x"]
+        is_new = len(value) == 70
+        assert (value[: -11 if is_new else None] == is_new).all()
+        assert c.verify() == []
+        c.zarr("x")[0] = 5
+        c.compact()
+        assert sorted(os.listdir(path)) == sorted(
+            [".keys", os.path.basename(c.key_to_filename("x"))]
+        )
+    return is_new
+
+
+@pytest.mark.parametrize("kill_at", [17, 33])
+def test_killed_in_the_middle_of_a_change_the_array_is_old_or_new(kill_at, tmp_path):
+    make(tmp_path / "c")
+    child = SPAWN.Process(
+        target=change_until_killed, args=(str(tmp_path / "c"), kill_at)
+    )
+    child.start()
+    child.join()
+
+    assert child.exitcode == -signal.SIGKILL or check_old_or_new(tmp_path / "c")
+    check_old_or_new(tmp_path / "c")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_killed_at_any_call_of_a_change_the_array_is_old_or_new(tmp_path):
+    states, kill_at = [], 0
+    while True:
+        kill_at += 1
+        path = tmp_path / str(kill_at)
+        make(path)
+        child = SPAWN.Process(target=change_until_killed, args=(str(path), kill_at))
+        child.start()
+        child.join()
+        states.append(check_old_or_new(path))
+        if child.exitcode == 0:
+            break
+    # Old until the publication, new from then on.
+    assert states == sorted(states)
+    assert len({*states}) == 2
+
+
+def test_processes_that_change_one_chunk_lose_no_update(tmp_path):
+    path = tmp_path / "c"
+    with Chest(path) as c:
+        c.set("x", np.zeros(16, "i8"), format="zarr")
+    start = SPAWN.Barrier(2)
+    children = [
+        SPAWN.Process(target=set_own_items, args=(str(path), n, start))
+        for n in range(2)
+    ]
+    for child in children:
+        child.start()
+    for child in children:
+        child.join()
+
+    with Chest(path) as c:
+        assert list(c["x"]) == [1] * 8 + [2] * 8
+        c.compact()
+        assert len(os.listdir(path)) == 2

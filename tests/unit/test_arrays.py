@@ -1,0 +1,661 @@
+"""Arrays on disk: exact, changed in place, streamed, lazy."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import shutil
+import threading
+
+import numpy as np
+import pytest
+import zarr
+
+from chest import Chest, errors
+
+
+@pytest.fixture
+def chest(tmp_path):
+    with Chest(tmp_path / "chest", format="zarr") as c:
+        yield c
+
+
+def folders(chest):
+    return sorted(name for name in os.listdir(chest.path) if name != ".keys")
+
+
+def same(a, b):
+    """Type, dtype, shape, memory order and bits."""
+    assert type(a) is type(b)
+    if not isinstance(a, np.ndarray):
+        return a == b
+    assert a.dtype == b.dtype
+    assert a.dtype.metadata == b.dtype.metadata
+    assert a.dtype.isalignedstruct == b.dtype.isalignedstruct
+    assert a.shape == b.shape
+    if a.flags.f_contiguous and not a.flags.c_contiguous:
+        assert b.flags.f_contiguous
+    if a.dtype == object or isinstance(a, np.ma.MaskedArray):
+        return repr(a) == repr(b)
+    if a.dtype.char == "T":
+        return (a == b).all()
+    return a.tobytes() == b.tobytes()
+
+
+class Sub(np.ndarray):
+    pass
+
+
+BASE = np.arange(60).reshape(3, 4, 5)
+VALUES = {
+    **{
+        f"dtype {code}": np.arange(12).reshape(3, 4).astype(code)
+        for code in "? i1 i2 i4 i8 u1 u2 u4 u8 f2 f4 f8 c8 c16 g G >i2 >u8 >f4 >f8 "
+        ">c16 S5 >U7 U3 V8".split()
+    },
+    "days": np.array(["2020-01-01", "NaT"], "M8[D]"),
+    "seconds": np.arange(5).astype("m8[25s]"),
+    "big-endian times": np.arange(5).astype(">M8[ns]"),
+    "signed zero and NaN": np.array([-0.0, 0.0, np.nan, -np.nan, np.inf]),
+    "NaN with a payload": np.array([0x7FF8DEADBEEF0001], "u8").view("f8"),
+    "only zeros": np.zeros((5, 5)),
+    "Fortran": np.asfortranarray(BASE),
+    "Fortran, big-endian": np.asfortranarray(BASE.astype(">f4")),
+    "transposed": BASE.transpose(2, 0, 1),
+    "strided": BASE[:, ::2],
+    "negative": BASE[::-1, :, ::-1],
+    "broadcast": np.broadcast_to(np.arange(3), (4, 3)),
+    "0-d": np.array(5.0),
+    "scalar": np.float64(3),
+    "empty": np.empty((3, 0, 2)),
+    "struct": np.zeros(3, [("a", "i4"), ("b", "f8")]),
+    "aligned": np.zeros(3, np.dtype([("a", "i1"), ("b", "f8")], align=True)),
+    "nested": np.zeros(3, [("a", [("x", "i4")], (2,))]),
+    "objects": np.array([1, "a", None], object),
+    "strings": np.array(["a", "bcd"], np.dtypes.StringDType()),
+    "masked": np.ma.masked_array([1, 2, 3], [0, 1, 0]),
+    "records": np.rec.array([(1, 2.0)], dtype=[("a", "i4"), ("b", "f8")]),
+    "subclass": np.arange(4).view(Sub),
+    "metadata": np.zeros(3, np.dtype("f8", metadata={"unit": "m"})),
+    "many dimensions": np.zeros([1] * 40),
+    "a list": [1, 2],
+}
+
+
+@pytest.mark.filterwarnings("ignore:metadata on a dtype")
+@pytest.mark.parametrize("name", VALUES)
+def test_every_dtype_and_layout_comes_back_as_it_was(name, chest):
+    value = VALUES[name]
+
+    chest["x"] = value
+    chest.flush()
+
+    assert same(chest["x"], value)
+
+
+def test_one_array_is_one_folder_that_zarr_opens_as_it_stands(chest):
+    a = np.arange(1000.0).reshape(100, 10)
+    chest.set("big", a, chunks=(30, 10))
+    chest["list"] = [1]
+    chest.flush()
+
+    assert folders(chest) == ["big.zarr", "list"]
+    z = zarr.open_array(chest.key_to_filename("big"), mode="r")
+    assert z.chunks == (30, 10)
+    assert (z[:] == a).all()
+    assert chest.entry("big").format == "zarr"
+    assert chest.verify() == []
+
+
+def test_shards_and_codecs_are_passed_on(chest):
+    a = np.arange(10_000).reshape(100, 100)
+    codec = zarr.codecs.BloscCodec(cname="lz4")
+    chest.set("x", a, shards=(50, 100), chunks=(10, 100), compressors=codec)
+    chest.flush()
+
+    z = zarr.open_array(chest.key_to_filename("x"), mode="r")
+    assert (z.shards, z.chunks) == ((50, 100), (10, 100))
+    assert (chest["x"] == a).all()
+    assert (chest.zarr("x")[5:7] == a[5:7]).all()
+
+
+@pytest.mark.filterwarnings("ignore:Numcodecs codecs are not in")
+def test_a_codec_that_is_not_read_back_is_refused_and_the_value_stays(chest):
+    import zarr.codecs.numcodecs as more
+
+    chest.set("x", np.arange(10), filters=[zarr.codecs.TransposeCodec(order=(0,))])
+    chest.flush()
+    chest.set("x", np.arange(10), compressors=more.BZ2())
+    with pytest.raises(errors.EncodingError, match=r"codec numcodecs\.bz2"):
+        chest.flush()
+    assert (chest["x"] == np.arange(10)).all()
+    del chest["x"]
+
+
+def test_options_that_zarr_refuses_are_an_error_that_names_the_key(chest):
+    chest.set("x", np.arange(10), chunks=(3, 3))
+
+    with pytest.raises(errors.EncodingError) as caught:
+        chest.flush()
+
+    assert caught.value.key == "x"
+    assert folders(chest) == []
+    del chest["x"]
+
+
+def test_options_of_no_format_are_refused(tmp_path):
+    with Chest(tmp_path / "c") as c:
+        with pytest.raises(TypeError, match="takes no chunks="):
+            c.set("x", np.arange(3), chunks=(1,))
+        with pytest.raises(ValueError, match="mode="):
+            c.zarr("x", mode="w")
+
+
+def test_one_key_of_a_plain_chest_can_be_zarr(tmp_path):
+    with Chest(tmp_path / "c") as c:
+        c.set("x", np.arange(5), format="zarr")
+        c["y"] = np.arange(5)
+        c.flush()
+        assert folders(c) == ["x.zarr", "y"]
+    with Chest(tmp_path / "c") as c:
+        assert (c["x"] == c["y"]).all()
+
+
+def test_trust_in_data_alone_writes_and_reads_arrays(tmp_path):
+    with Chest(tmp_path / "c", format="zarr", trust="data") as c:
+        c["x"] = np.arange(5)
+        with pytest.raises(errors.EncodingError):
+            c["y"] = object()
+    with Chest(tmp_path / "c", trust="data") as c:
+        assert (c["x"] == np.arange(5)).all()
+
+
+def test_a_signed_chest_keeps_arrays_in_files(tmp_path):
+    with Chest(tmp_path / "c", format="zarr", sign_key=b"k" * 32) as c:
+        c["x"] = np.arange(5)
+        c.flush()
+        assert folders(c) == ["x"]
+        with pytest.raises(ValueError, match="sign_key"):
+            c.set("x", np.arange(5), format="zarr")
+        with pytest.raises(ValueError, match="sign_key"):
+            c.create("x", 3)
+
+
+def test_an_array_that_was_changed_in_memory_is_written_again(tmp_path):
+    with Chest(tmp_path / "c", format="zarr", mapped="copy") as c:
+        c["x"] = np.zeros(10)
+        c.flush()
+        c["x"][3] = 5
+        c.flush()
+        assert c["x"][3] == 5
+        written = c.stats().writes
+        c.flush()
+        assert c.stats().writes == written
+
+
+def test_a_read_array_is_read_only_and_edit_changes_it(chest):
+    chest["x"] = np.zeros(10)
+    chest.flush()
+    with pytest.raises(ValueError, match="read-only"):
+        chest["x"][0] = 1
+    with chest.edit("x") as value:
+        value[0] = 1
+    chest.flush()
+
+    assert chest["x"][0] == 1
+    assert chest.entry("x").format == "zarr"
+
+
+def test_overwriting_and_deleting_leave_no_folder(chest):
+    for n in range(3):
+        chest["x"] = np.full(10, n)
+        chest.flush()
+    assert len(folders(chest)) == 1
+    chest["x"] = "text"
+    chest.flush()
+    assert folders(chest) == ["x"]
+    chest["y"] = np.arange(3)
+    chest.flush()
+    del chest["y"], chest["x"]
+    assert folders(chest) == []
+
+
+def test_a_name_that_is_taken_gives_way(chest):
+    os.mkdir(os.path.join(chest.path, "x.zarr"))
+    chest["x"] = np.arange(3)
+    chest.flush()
+
+    assert folders(chest) == ["x.zarr", "x~1.zarr"]
+    del chest["x"]
+    os.rmdir(os.path.join(chest.path, "x.zarr"))
+
+
+def test_snapshot_copy_and_update_link_the_chunks(chest, tmp_path):
+    chest["x"] = np.arange(100)
+    with chest.snapshot(tmp_path / "s") as s:
+        chunk = os.path.join(s.key_to_filename("x"), "c", "0")
+        assert os.stat(chunk).st_nlink == 2
+        chest.zarr("x")[:] = 0
+        assert (s["x"] == np.arange(100)).all()
+        assert s.verify() == []
+        s.zarr("x")[0] = 7
+        assert (chest["x"] == 0).all()
+
+
+def test_drop_removes_the_folders(tmp_path):
+    c = Chest(tmp_path / "c", format="zarr")
+    c["x"] = np.arange(3)
+    c.flush()
+    c.drop()
+    assert not (tmp_path / "c").exists()
+
+
+def test_trim_and_the_budget_of_the_disk_see_the_bytes_of_folders(tmp_path):
+    a = np.random.default_rng(0).integers(0, 255, 100_000, "u1")
+    with Chest(tmp_path / "c", format="zarr") as c:
+        for n in range(3):
+            c[n] = a
+            c.flush()
+        assert 300_000 < c.stored_nbytes < 310_000
+        assert c.trim(bytes=210_000) == 1
+        assert len(c) == 2
+        assert len(folders(c)) == 2
+
+
+# -- damage --------------------------------------------------------------------------------
+
+
+def test_a_missing_chunk_is_an_error_and_not_zeros(chest):
+    chest.set("x", np.arange(100), chunks=(10,))
+    chest.flush()
+    os.unlink(os.path.join(chest.key_to_filename("x"), "c", "3"))
+
+    for read in (
+        lambda: chest["x"],
+        lambda: chest.zarr("x")[35],
+        lambda: chest.array("x")[30:40],
+    ):
+        with pytest.raises(errors.CorruptValueError, match="c/3 is missing"):
+            read()
+    assert (chest.zarr("x")[:10] == np.arange(10)).all()
+    assert [problem.key for problem in chest.verify()] == ["x"]
+    del chest["x"]
+
+
+@pytest.mark.parametrize("name", ["c/0", "zarr.json", ".chest"])
+def test_a_flipped_bit_is_found_before_anything_is_decoded(name, chest):
+    chest.set("x", np.arange(100), compressors=None)
+    chest.flush()
+    path = os.path.join(chest.key_to_filename("x"), name)
+    with open(path, "r+b") as file:
+        file.seek(20)
+        byte = file.read(1)[0]
+        file.seek(20)
+        file.write(bytes([byte ^ 1]))
+
+    with pytest.raises(errors.CorruptValueError, match="checksum"):
+        chest["x"]
+    assert len(chest.verify()) == 1
+    del chest["x"]
+
+
+def test_a_folder_that_is_gone_or_another_is_an_error_with_the_key(chest):
+    chest["x"], chest["y"] = np.arange(3), np.arange(4)
+    chest.flush()
+    x, y = chest.key_to_filename("x"), chest.key_to_filename("y")
+    shutil.rmtree(x)
+    with pytest.raises(errors.CorruptValueError, match="missing"):
+        chest["x"]
+    shutil.copytree(y, x)
+    with pytest.raises(errors.CorruptValueError, match="another value"):
+        chest["x"]
+    assert [problem.key for problem in chest.verify()] == ["x"]
+    del chest["x"]
+
+
+def test_a_seal_that_leads_out_of_the_folder_is_refused(chest):
+    from chest.formats import zarr_
+
+    chest["x"] = np.arange(3)
+    chest.flush()
+    entry = chest._manifest.index.get("x")
+    fd = os.open(chest.key_to_filename("x"), os.O_RDONLY)
+    piece = zarr_.Piece(3, "0" * 32)
+    zarr_.write_seal(
+        fd, zarr_.Seal(file_id=entry.file_id, pieces={"../../secret": piece})
+    )
+    os.close(fd)
+
+    with pytest.raises(errors.CorruptValueError, match=r"names '\.\./\.\./secret'"):
+        chest["x"]
+    del chest["x"]
+
+
+# -- changed in place ----------------------------------------------------------------------
+
+
+def test_each_change_is_published_and_leaves_one_folder(chest, tmp_path):
+    chest["x"] = np.zeros((20, 5))
+    z = chest.zarr("x")
+    with Chest(chest.path) as other:
+        assert (other["x"] == 0).all()
+        seen = []
+        for change in (
+            lambda: z.__setitem__(slice(0, 2), 1),
+            lambda: z.append(np.ones((2, 5))),
+            lambda: z.resize((30, 5)),
+            lambda: z.attrs.__setitem__("unit", "m"),
+            lambda: z.update_attributes({"n": 1}),
+            lambda: z.oindex.__setitem__(([3, 5], slice(None)), 2),
+            lambda: z.vindex.__setitem__(([7], [1]), 2),
+            lambda: z.set_basic_selection((slice(9, 10),), 3),
+        ):
+            change()
+            seen.append(other.entry("x").generation)
+            assert len(folders(chest)) == 1
+        assert len({*seen}) == 8
+        value = np.zeros((30, 5))
+        value[0:2] = value[20:22] = 1
+        value[[3, 5]] = value[7, 1] = 2
+        value[9] = 3
+        assert (other["x"] == value).all()
+        assert dict(other.zarr("x", "r").attrs) == {"unit": "m", "n": 1}
+    assert (z[:] == value).all()
+    assert (chest["x"] == value).all()
+    assert z.shape == (30, 5)
+    assert chest.verify() == []
+
+
+def test_unchanged_chunks_are_linked_and_not_written(chest, tmp_path):
+    chest.set("x", np.zeros(100), chunks=(10,))
+    with chest.snapshot(tmp_path / "s") as s:
+        before = {
+            n: os.stat(os.path.join(s.key_to_filename("x"), "c", str(n))).st_ino
+            for n in range(10)
+        }
+        chest.zarr("x")[35] = 1
+        now = os.path.join(chest.key_to_filename("x"), "c")
+        after = {n: os.stat(os.path.join(now, str(n))).st_ino for n in range(10)}
+
+    assert {n for n in before if before[n] != after[n]} == {3}
+
+
+def test_a_with_block_is_one_publication(chest):
+    chest["x"] = np.zeros(10)
+    chest.sync()
+    with Chest(chest.path) as other, chest.zarr("x") as z:
+        z[0] = 1
+        z[1] = 2
+        assert z[1] == 2
+        assert (other["x"] == 0).all()
+    assert list(chest["x"][:2]) == [1, 2]
+
+
+def test_a_with_block_that_raises_changes_nothing(chest):
+    chest["x"] = np.zeros(10)
+    with pytest.raises(ZeroDivisionError), chest.zarr("x") as z:  # noqa: PT012
+        z[:] = 1
+        raise ZeroDivisionError
+    assert (chest["x"] == 0).all()
+    assert len(folders(chest)) == 1
+    z[0] = 5
+    assert chest["x"][0] == 5
+
+
+def test_a_block_without_changes_publishes_nothing(chest):
+    chest["x"] = np.zeros(10)
+    with chest.zarr("x"):
+        before = chest.entry("x").generation
+    assert chest.entry("x").generation == before
+
+
+def test_readers_keep_the_array_that_they_have(chest):
+    chest.set("x", np.arange(100), chunks=(10,))
+    lazy = chest.array("x")
+    chest.zarr("x")[:] = 0
+    chest["x"] = np.ones(3)
+    chest.flush()
+    del chest["x"]
+
+    assert (lazy[:] == np.arange(100)).all()
+
+    del lazy
+    chest.compact()
+    assert folders(chest) == []
+
+
+def test_what_is_newer_in_memory_is_what_is_changed(chest):
+    chest["x"] = np.zeros(10)
+    chest.flush()
+    chest["x"] = np.ones(10)
+    chest.zarr("x")[0] = 5
+
+    assert list(chest["x"][:2]) == [5, 1]
+
+
+def test_threads_that_change_one_chunk_take_turns(chest):
+    chest["x"] = np.zeros(40, "i8")
+    chest.flush()
+    start = threading.Barrier(4)
+
+    def work(mine):
+        start.wait()
+        for n in range(10):
+            chest.zarr("x")[mine * 10 + n] = 1
+
+    threads = [threading.Thread(target=work, args=(n,)) for n in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert (chest["x"] == 1).all()
+    chest.compact()
+    assert len(folders(chest)) == 1
+
+
+def test_two_blocks_of_one_thread_are_an_error_and_no_deadlock(chest):
+    chest["x"] = np.zeros(3)
+    with chest.zarr("x") as z:
+        with pytest.raises(RuntimeError, match="use the object of that block"):
+            chest.zarr("x")[0] = 1
+        with pytest.raises(RuntimeError, match="open already"):
+            z.__enter__()
+
+
+def test_a_key_that_is_set_or_deleted_meanwhile_wins_over_the_change(chest):
+    chest["x"] = np.zeros(3)
+    with pytest.raises(errors.StoreError, match="set by somebody else"):  # noqa: PT012
+        with chest.zarr("x") as z:
+            z[0] = 5
+            chest["x"] = np.ones(3)
+            chest.sync()
+    assert (chest["x"] == 1).all()
+    with pytest.raises(KeyError):  # noqa: PT012
+        with chest.zarr("x") as z:
+            z[0] = 5
+            del chest["x"]
+    assert "x" not in chest
+    del z
+    chest.compact()  # what the block held open
+    assert folders(chest) == []
+
+
+def test_what_cannot_be_changed_says_why(chest, tmp_path):
+    chest["x"], chest["y"] = np.zeros(3), "text"
+    with pytest.raises(KeyError):
+        chest.zarr("z")
+    with pytest.raises(TypeError, match="no zarr array"):
+        chest.zarr("y")
+    with pytest.raises(errors.ReadOnlyError):
+        chest.zarr("x", mode="r")[0] = 1
+    with Chest(chest.path, readonly=True) as other:
+        with pytest.raises(errors.ReadOnlyError):
+            other.zarr("x")[0] = 1
+        assert other.zarr("x")[0] == 0
+
+
+def test_a_change_waits_no_longer_than_the_timeout(tmp_path):
+    with Chest(tmp_path / "c", format="zarr", timeout=0.01) as c:
+        c["x"] = np.zeros(3)
+        caught = []
+
+        def other():
+            try:
+                c.zarr("x")[0] = 1
+            except errors.LockTimeout as error:
+                caught.append(error)
+
+        with c.zarr("x"):
+            thread = threading.Thread(target=other)
+            thread.start()
+            thread.join()
+        assert len(caught) == 1
+
+
+def test_big_endian_and_fortran_stay_when_changed(chest):
+    a = np.asfortranarray(np.arange(6.0).reshape(2, 3).astype(">f8"))
+    chest["x"] = a
+    chest.zarr("x")[0, 0] = 9
+
+    assert chest["x"].dtype == ">f8"
+    assert chest["x"].flags.f_contiguous
+    assert chest.array("x").dtype == chest.array("x")[:1].dtype == ">f8"
+
+
+# -- made and streamed ---------------------------------------------------------------------
+
+
+def test_create_makes_an_array_that_is_there_at_once(chest):
+    z = chest.create("x", (10, 4), "i2", chunks=(5, 4), fill_value=7)
+    z[0] = 1
+
+    with Chest(chest.path) as other:
+        assert other["x"].dtype == "i2"
+        assert other["x"].sum() == 9 * 4 * 7 + 4
+    chest.create("x", 3)
+    assert chest["x"].shape == (3,)
+    assert len(folders(chest)) == 1
+
+
+def test_store_takes_blocks_memmaps_files_and_zarr_arrays(chest, tmp_path):
+    a = np.random.default_rng(0).random((103, 7))
+    np.save(tmp_path / "a.npy", a)
+    sources = {
+        "array": a,
+        "blocks": (a[n : n + 10] for n in range(0, 103, 10)),
+        "large blocks": iter([a[:50], a[50:]]),
+        "memmap": np.load(tmp_path / "a.npy", mmap_mode="r"),
+        "file": tmp_path / "a.npy",
+        "zarr": zarr.create_array(zarr.storage.MemoryStore(), data=a),
+        "live": chest.store("z", a),
+    }
+    for name, source in sources.items():
+        z = chest.store(name, source, chunks=(16, 7))
+        assert z.chunks == (16, 7)
+        assert same(np.array(chest[name]), a), name
+    assert chest.verify() == []
+
+
+def test_store_takes_what_h5py_gives(chest, tmp_path):
+    h5py = pytest.importorskip("h5py")
+    a = np.arange(30).reshape(10, 3)
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        chest.store("x", file.create_dataset("a", data=a))
+
+    assert (chest["x"] == a).all()
+
+
+@pytest.mark.parametrize("chunks", [(10, 10), (7, 10), ((1, 9, 15), (25,))])
+@pytest.mark.parametrize("own", [None, (6, 4)])
+def test_store_takes_dask_arrays_of_any_chunks(chunks, own, chest):
+    da = pytest.importorskip("dask.array")
+    a = np.arange(625).reshape(25, 25)
+    layout = {} if own is None else {"chunks": own}
+
+    z = chest.store("x", da.from_array(a, chunks=chunks) + 1, **layout)
+
+    assert (z[:] == a + 1).all()
+    assert own is None or z.chunks == own
+
+
+def test_a_source_that_breaks_off_leaves_the_old_value(chest):
+    chest["x"] = np.arange(3)
+    chest.flush()
+
+    def blocks():
+        yield np.ones((5, 2))
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        chest.store("x", blocks())
+    for bad in (iter([]), iter([np.ones(3), np.ones((3, 2))]), iter([np.float64(1)])):
+        with pytest.raises(errors.EncodingError):
+            chest.store("x", bad)
+    assert (chest["x"] == np.arange(3)).all()
+    assert len(folders(chest)) == 1
+
+
+def test_a_chunk_that_a_source_did_not_write_is_an_error(chest):
+    class Part:
+        shape, dtype = (10,), np.dtype("i4")
+        __dask_graph__ = chunks = None
+
+        def store(self, target, **_):
+            target[:5] = np.ones(5, "i4")
+
+    Part.chunks, Part.chunksize = ((5, 5),), (5,)
+
+    with pytest.raises(errors.EncodingError, match="1 of 2 chunks"):
+        chest.store("x", Part())
+    assert "x" not in chest
+    assert folders(chest) == []
+
+
+# -- lazy ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", ["pickle", "zarr"])
+def test_a_lazy_array_serves_numpy_dask_and_xarray(form, tmp_path):
+    da = pytest.importorskip("dask.array")
+    xarray = pytest.importorskip("xarray")
+    a = np.arange(400_000.0).reshape(1000, 400)
+    with Chest(tmp_path / "c", format=form) as c:
+        c["x"] = a
+        c.flush()
+        lazy = c.array("x")
+
+        assert (lazy.shape, lazy.dtype, lazy.ndim) == (a.shape, a.dtype, 2)
+        assert (lazy.size, lazy.nbytes, len(lazy)) == (a.size, a.nbytes, 1000)
+        assert (np.asarray(lazy) == a).all()
+        assert lazy[5, 7] == a[5, 7]
+        x = da.from_array(lazy, chunks=(250, 400))
+        assert x.name == da.from_array(c.array("x"), chunks=(250, 400)).name
+        assert float(x.sum().compute(scheduler="sync")) == a.sum()
+        assert float(xarray.DataArray(x).mean()) == a.mean()
+        if form == "pickle":
+            assert lazy[5:].base is not None
+            assert not lazy[5:].flags.writeable
+        before = x.name
+        c["x"] = a + 1
+        c.flush()
+        assert da.from_array(c.array("x"), chunks=(250, 400)).name != before
+        assert lazy[5, 7] == a[5, 7]
+        del x, lazy
+
+
+def test_a_lazy_array_travels_as_path_and_key(chest):
+    chest["x"] = np.arange(5)
+
+    again = pickle.loads(pickle.dumps(chest.array("x")))
+
+    assert (again[:] == np.arange(5)).all()
+    again._again[0].close()
+
+
+def test_only_arrays_are_lazy(chest):
+    chest["x"] = "text"
+    with pytest.raises(TypeError, match="is a str"):
+        chest.array("x")
+    with pytest.raises(KeyError):
+        chest.array("y")
