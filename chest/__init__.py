@@ -20,6 +20,7 @@ from chest import errors
 if TYPE_CHECKING:
     from chest.core import Chest
     from chest.memo import map, memoize
+    from chest.ordered import Ordered
     from chest.queues.durable import DurableQueue
     from chest.queues.flushing import FlushQueue
     from chest.sizing import nbytes
@@ -31,6 +32,7 @@ __all__ = [
     "Chest",
     "DurableQueue",
     "FlushQueue",
+    "Ordered",
     "errors",
     "map",
     "memoize",
@@ -42,6 +44,7 @@ _HOMES = {
     "Chest": "chest.core",
     "DurableQueue": "chest.queues.durable",
     "FlushQueue": "chest.queues.flushing",
+    "Ordered": "chest.ordered",
     "map": "chest.memo",
     "memoize": "chest.memo",
     "nbytes": "chest.sizing",

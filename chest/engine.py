@@ -193,6 +193,9 @@ class Engine(Packing):
                 if not slot.dirty and same:
                     stale.append(result)  # written to compare it: it was not changed
                     continue
+                if self._is_in_conflict(slot, known):
+                    stale.append(result)  # the hook is to be asked first
+                    continue
                 lost = old and generation(known) != generation(slot.entry)
                 if lost or not (slot.alive or self._may_precede(slot, known)):
                     stale.append(result)
@@ -299,12 +302,11 @@ class Engine(Packing):
             if self._settings.available_disk is not None:
                 self._spill.store.used(entry.name)
             return loaded.value, entry, loaded
-        msg = f"{short(key)} in {self.path} is replaced faster than it can be read"
-        raise errors.StoreError(
-            msg,
-            key=key,
-            path=self.path,
-        )
+        raise self._too_fast(key)
+
+    def _too_fast(self, key: Hashable) -> errors.StoreError:
+        msg = f"{short(key)} in {self.path} is replaced faster than it can be followed"
+        return errors.StoreError(msg, key=key, path=self.path)
 
     def _admit(
         self,

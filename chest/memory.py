@@ -85,7 +85,8 @@ class Slot(msgspec.Struct, eq=False, gc=False):
     offered : bool
         The policy knows of it.
     seen : int
-        The generation of the key's entry when the value was taken to be written.
+        The generation of the key's entry when the value was taken to be written, or with
+        an ``on_conflict`` when it was set.
     """
 
     key: Any
