@@ -283,8 +283,7 @@ def rows(
     column = np.concatenate([np.empty(0, np.int64), *births])
     about.lowest = int(column.min(initial=0))
     order = np.argsort(column, kind="stable")
-    rank = np.empty(count, np.int64)
-    rank[order] = np.arange(count)
+    rank = np.argsort(order, kind="stable")
     about.batches = [batch.record for batch in batches]
     about.dead = [batch.dead for batch in batches]
     about.aside = sorted({int(rank[row]) for row, inline in odd if not inline})
