@@ -21,15 +21,29 @@ if TYPE_CHECKING:
     from chest.core import Chest
     from chest.memo import map, memoize
     from chest.ordered import Ordered
+    from chest.queues.durable import DurableQueue
+    from chest.queues.flushing import FlushQueue
     from chest.sizing import nbytes
     from chest.zarrstore import zarr_store
 
     __version__: str
 
-__all__ = ["Chest", "Ordered", "errors", "map", "memoize", "nbytes", "zarr_store"]
+__all__ = [
+    "Chest",
+    "DurableQueue",
+    "FlushQueue",
+    "Ordered",
+    "errors",
+    "map",
+    "memoize",
+    "nbytes",
+    "zarr_store",
+]
 
 _HOMES = {
     "Chest": "chest.core",
+    "DurableQueue": "chest.queues.durable",
+    "FlushQueue": "chest.queues.flushing",
     "Ordered": "chest.ordered",
     "map": "chest.memo",
     "memoize": "chest.memo",

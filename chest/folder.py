@@ -15,16 +15,28 @@ import os
 import secrets
 import shutil
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from chest import errors, system
+from chest.protocols import Buffer
 
-__all__ = ["PACK", "SEAL", "TEMPORARY", "Folder", "refusals", "refused"]
+__all__ = [
+    "PACK",
+    "QUEUE",
+    "QUEUE_STATE",
+    "SEAL",
+    "TEMPORARY",
+    "Folder",
+    "refusals",
+    "refused",
+]
 
 PACK = ".pack-"  # how names of packs begin
 TEMPORARY = ".tmp-"  # how names of unpublished files and folders begin
 SEAL = ".chest"  # the file that says that a folder is one value
 LOCK, HOST = ".lock", ".host"  # on network file systems: the lock, and who uses it
+QUEUE = ".queue-"  # how names of the folders of queues begin
+QUEUE_STATE = "state"  # the file in them that has a word for pollers, as a manifest has
 RESERVING = frozenset({"btrfs", "ext4", "tmpfs", "xfs"})
 PRIVATE_FILE, PRIVATE_FOLDER = 0o600, 0o700
 
@@ -91,9 +103,10 @@ class Folder:
         self._reserves: bool | None = None
         try:
             self._fd = system.open_directory(path)
+            self.network = system.network(path, self.status())
         except OSError as error:
+            self.close()
             raise refused(error, path, "could not be opened") from error
-        self.network = system.network(path, self.status())
 
     @property
     def reserves(self) -> bool:
@@ -155,6 +168,28 @@ class Folder:
                 self.unlink(name, missing_ok=True)
                 raise
             system.close(fd)
+
+    def write_aside(self, name: str, pieces: Sequence[Buffer], *, sync: bool) -> None:
+        """Write a whole file under a temporary name and rename it into place.
+
+        Raises
+        ------
+        OSError
+            The disk refused; what had the name before still has it.
+        """
+        fd, temporary = self.create_temporary()
+        try:
+            system.write_all(fd, pieces)
+            if sync:
+                system.sync_file(fd)
+            self.rename(temporary, name)
+        except BaseException:
+            self.unlink(temporary, missing_ok=True)
+            raise
+        finally:
+            system.close(fd)
+        if sync:
+            self.sync()
 
     def create_folder(self) -> tuple[int, str]:
         """A new temporary folder, open and locked by its descriptor, and its name."""
@@ -291,7 +326,10 @@ class Folder:
             return None
 
     def names(self) -> Iterator[str]:
-        """Every file in the folder and below, in no order; a sealed folder is one."""
+        """Every file in the folder and below, in no order, but none of a queue's.
+
+        A sealed folder is one.
+        """
         waiting = [""]
         while waiting:
             prefix = waiting.pop()
@@ -305,10 +343,19 @@ class Folder:
                 if item.is_dir(follow_symlinks=False):
                     if self._is_value(name):
                         yield name
-                    else:
+                    elif not name.startswith(QUEUE):
                         waiting.append(name + "/")
                 elif item.is_file(follow_symlinks=False):
                     yield name
+
+    def queues(self) -> list[str]:
+        """The names of the folders of queues that lie in this one."""
+        with os.scandir(self.path) as found:
+            return [
+                item.name
+                for item in found
+                if item.name.startswith(QUEUE) and item.is_dir(follow_symlinks=False)
+            ]
 
     def _is_value(self, name: str) -> bool:
         """A folder that counts as one file: a value, or a draft of one."""

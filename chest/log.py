@@ -77,19 +77,7 @@ class LogFile:
     def _write_aside(self, name: str, pieces: Sequence[Buffer]) -> None:
         """Write a file under a temporary name and rename it into place."""
         try:
-            fd, temporary = self._home.create_temporary()
-            try:
-                system.write_all(fd, pieces)
-                if self.sync:
-                    system.sync_file(fd)
-                self._home.rename(temporary, name)
-            except BaseException:
-                self._home.unlink(temporary, missing_ok=True)
-                raise
-            finally:
-                system.close(fd)
-            if self.sync:
-                self._home.sync()
+            self._home.write_aside(name, pieces, sync=self.sync)
         except OSError as error:
             path = self._home.join(name)
             raise folder.refused(error, path, "could not be written anew") from error

@@ -14,6 +14,8 @@ Examples
 
 from __future__ import annotations
 
+from chest.queues.durable import DurableQueue
+from chest.queues.flushing import FlushQueue
 from chest.seeds.datastore import DataStore, get_instance
 from chest.seeds.iodict import IODict
 from chest.seeds.leakdb import (
@@ -28,7 +30,9 @@ from chest.seeds.persidict import FileDirDict
 __all__ = [
     "DataStore",
     "DefaultStorage",
+    "DurableQueue",
     "FileDirDict",
+    "FlushQueue",
     "IODict",
     "PersistentQueueStorage",
     "PersistentStorage",

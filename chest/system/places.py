@@ -11,7 +11,7 @@ import os
 import stat
 import sys
 
-__all__ = ["filesystem", "is_private", "network"]
+__all__ = ["boot", "filesystem", "is_private", "network"]
 
 # Of these, several hosts can have one mounted; what one maps or locks (a folder above
 # all) the others need not see. A FUSE file system may be anything.
@@ -123,3 +123,18 @@ def _is_private_group(gid: int, uid: int) -> bool:
     except KeyError:
         return False  # nobody knows who is in it
     return group.gr_name in owners and owners.issuperset(group.gr_mem)
+
+
+def boot() -> int:
+    """Which start of the machine this is: another number after the next one.
+
+    Returns
+    -------
+    int
+        Less than 2⁶⁴; 0 where the system does not tell.
+    """
+    try:
+        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+            return int(file.read().replace("-", "")[:16], 16)
+    except (OSError, ValueError):
+        return 0
