@@ -287,9 +287,8 @@ def rows(
     about.batches = [batch.record for batch in batches]
     about.dead = [batch.dead for batch in batches]
     about.aside = sorted({int(rank[row]) for row, inline in odd if not inline})
-    due.sort()
-    about.deadlines = [deadline for deadline, _ in due]
-    about.expiring = [int(rank[row]) for _, row in due]
+    about.deadlines = [deadline for deadline, _ in sorted(due)]
+    about.expiring = [int(rank[row]) for _, row in sorted(due)]
     about.inline = sorted(int(rank[row]) for row, inline in odd if inline)
     return lines(
         about=_encode(about),
