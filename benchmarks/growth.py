@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-__all__ = ["PICTURE", "curves", "draw"]
+__all__ = ["PICTURE", "WORKLOAD", "curves", "draw", "table"]
 
 PICTURE = Path(__file__).parents[1] / "docs" / "growth.svg"
 WORKLOAD = "growth"
@@ -36,6 +36,23 @@ def curves(rows: Iterable[dict[str, Any]]) -> dict[str, list[tuple[int, float]]]
             keys, _, figure = row["figure"].partition(" keys: ")
             found.setdefault(figure, []).append((int(keys), row["median"]))
     return {figure: sorted(points) for figure, points in found.items()}
+
+
+def table(found: dict[str, list[tuple[int, float]]]) -> str:
+    """What `curves` made as one reStructuredText table, a line for each size."""
+    by_keys: dict[int, list[str]] = {}
+    for points in found.values():
+        for keys, value in points:
+            by_keys.setdefault(keys, []).append(
+                f"{value:,.3g}" if value < 1000 else f"{value:,.0f}"
+            )
+    lines = [".. csv-table:: ``growth``", "   :header-rows: 1", ""]
+    rows = [
+        ["keys", *found],
+        *([f"{keys:,}", *cells] for keys, cells in by_keys.items()),
+    ]
+    lines += ["   " + ",".join(f'"{cell}"' for cell in cells) for cells in rows]
+    return "\n".join(lines) + "\n"
 
 
 def draw(found: dict[str, list[tuple[int, float]]], target: Path = PICTURE) -> Path:

@@ -120,7 +120,7 @@ def growth(case: Case) -> Figures:
 
 
 def apart(step: Callable[..., Figures], *arguments: object) -> Figures:
-    """Run *step* in a process of its own: memory that was freed would hide what it takes."""
+    """Run *step* in its own process: memory freed before would hide what it takes."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         return pool.submit(step, *arguments).result()
 
