@@ -86,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(report.pages(source), end="")
         found = growth.curves(json.loads(source.read_text(encoding="utf-8"))["rows"])
         if found:
-            print(growth.table(found), end="")
+            print(f"\n{growth.table(found)}", end="")
             growth.draw(found)
         return 0
     with tempfile.TemporaryDirectory(
