@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import cmath
 import functools
 import inspect
 import logging
@@ -801,3 +802,34 @@ def test_map_runs_where_it_is_told(c):
     assert list(chest.map(f, range(3), executor=Here(), progress=False)) == [0, 2, 4]
     assert f.cache_info()[:2] == (3, 0)  # they were computed by a copy
     chest.memo.pipeline._function.cache_clear()
+
+
+def test_complex_numbers_that_differ_in_the_sign_of_a_zero_are_other_calls(c):
+    @memoize(c)
+    def root(z: complex) -> complex:
+        return cmath.sqrt(z)
+
+    for _ in range(3):
+        assert root(complex(-1, 0.0)) == 1j
+    assert root(complex(-1, -0.0)) == -1j
+
+
+def test_a_result_of_another_kind_than_the_last_time_is_its_callers_alone(c):
+    results: list[Any] = [7, [1], ValueError("late")]
+
+    @memoize(c, on_error="cache")
+    def f(x: int) -> Any:
+        value = results.pop(0)
+        if isinstance(value, Exception):
+            raise value
+        return value
+
+    for _ in range(3):
+        assert f(1) == 7
+    f.call(1)
+    f(1).append(2)
+    assert f(1) == [1]
+    with pytest.raises(ValueError, match="late"):
+        f.call(1)
+    with pytest.raises(ValueError, match="late"):
+        f(1)
