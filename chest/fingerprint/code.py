@@ -129,6 +129,12 @@ def _checker(survey: _Survey) -> Callable[[], bool]:
         for function in survey.functions
     ]
     checks += [
+        f"{name(function)}.{each} is {name(defaults)}"
+        for function in survey.functions
+        for each in ("__defaults__", "__kwdefaults__")
+        if (defaults := getattr(function, each)) is not None
+    ]
+    checks += [
         f"{name(cell)}.cell_contents is {name(cell.cell_contents)}"
         for cell in survey.cells
     ]
@@ -313,6 +319,12 @@ class _Survey:
             self.spaces.setdefault(id(space), (space, {}))[1][name] = value
             self.say(name)
             self.visit(value)
+        # What a base class does, until somebody gives the class its own.
+        above = [
+            vars(base) for base in kind.__mro__[1:] if _is_own_module(base.__module__)
+        ]
+        inherited = set().union(*above) - set(space) - UNSAID
+        self.missing.setdefault(id(space), (space, set()))[1].update(inherited)
 
 
 class _Facts:

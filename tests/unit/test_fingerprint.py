@@ -453,10 +453,18 @@ def test_a_frozen_dataclass_counts_as_a_constant():
         "K = 2",
         "del K",
         "g.__code__ = (lambda x: x).__code__",
+        "g.__defaults__ = (3,)",
+        "g.__kwdefaults__ = {'z': 3}",
+        "B.m = g",
+        "A.m = g",
     ],
 )
 def test_a_change_of_anything_that_counts_is_noticed(change):
-    space = define("K = 1\ndef g(x): return len(x)\ndef f(x): return g(x), K\n")
+    space = define(
+        "K = 1\ndef g(x, y=1, *, z=2): return len(x)\n"
+        "class A:\n def m(self): pass\nclass B(A): pass\n"
+        "def f(x): return g(x), K, B().m()\n"
+    )
     held = Code(space["f"])
     assert held.holds()
 
