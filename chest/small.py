@@ -115,6 +115,7 @@ class SmallTier:
             value=data,
             expires=entry.expires,
             generation=entry.generation,
+            made=entry.made,
         )
 
     def amend(

@@ -194,6 +194,7 @@ class SpillTier(ReadTier):
         written = self.encode(job)
         written.entry.generation = entry.generation
         written.entry.expires = entry.expires
+        written.entry.made = entry.made
         return written
 
     def publish(

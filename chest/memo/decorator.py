@@ -368,8 +368,8 @@ class Memo(Generic[P, R]):
         *args, **kwargs
             The call.
         older_than : float, optional
-            Instead of a call: seconds since the results were written, whatever version
-            of the code computed them; 0: all of them.
+            Instead of a call: seconds since the results were computed, by whatever
+            version of the code; 0: all of them.
 
         Returns
         -------

@@ -10,6 +10,7 @@ import logging
 import os
 import pickle
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import Executor, Future
 from pathlib import Path
@@ -637,19 +638,27 @@ def test_one_entry_can_be_dropped(c):
         f.forget(1, older_than=3)
 
 
-def test_old_versions_are_forgotten_by_age(c):
-    text = "def f(x): return [x, {}] * 1000"
-    for n in (1, 2):
-        f = memoize(c)(define(text.format(n))["f"])
-        f(1)
-    old, new = f.keys()
-    c.flush()
-    os.utime(c.key_to_filename(old), (1000, 1000))
+@pytest.mark.parametrize("length", [1, 1000, 100_000], ids=["small", "packed", "file"])
+def test_old_versions_are_forgotten_by_age_wherever_they_were_moved(
+    chest_dir, monkeypatch, length
+):
+    text = "def f(x): return [x, {}] * {}"
+    now = time.time()
+    with Chest(chest_dir) as c:
+        for n, age in ((1, 7200), (2, 0)):
+            monkeypatch.setattr(time, "time", lambda age=age: now - age)
+            f = memoize(c)(define(text.format(n, length))["f"])
+            f(1)
+            c.compact()
+        old, new = f.keys()
+    with Chest(chest_dir) as c:
+        f = memoize(c)(f.__wrapped__)
 
-    assert f.forget(older_than=3600) == 1
-    assert [*f.keys()] == [new]
-    assert f.forget(older_than=0) == 1
-    assert len(c) == 0
+        assert f.forget(older_than=3 * 3600) == 0
+        assert f.forget(older_than=3600) == 1
+        assert [*f.keys()] == [new] != [old]
+        assert f.forget(older_than=0) == 1
+        assert len(c) == 0
 
 
 def test_call_computes_always(c):
