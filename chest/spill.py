@@ -34,7 +34,7 @@ from chest.protocols import Format
 from chest.readtier import ReadTier
 from chest.records import Entry
 from chest.signing import Key
-from chest.small import is_shared, is_small
+from chest.small import is_small
 from chest.stores.local import Discard, Draft, FolderDraft, LocalStore
 
 __all__ = ["Job", "SpillTier", "Written"]
@@ -235,7 +235,7 @@ class SpillTier(ReadTier):
         if not moved:
             self.written += len(batch)
             self.written_bytes += sum(entry.size for _, entry, _ in batch)
-        return list(dict.fromkeys(each.name for each in old if not is_shared(each)))
+        return self.retire(old)
 
     def _publish_files(
         self,
@@ -274,7 +274,7 @@ class SpillTier(ReadTier):
     def remove(self, gone: Sequence[Hashable]) -> list[str]:
         """Append tombstones; called within `exclusive`. Returns names to `delete`."""
         find = self.manifest.index.held
-        pairs, names = [], []
+        pairs, old = [], []
         for key in gone:
             entry = find(key)
             if entry is None:
@@ -282,10 +282,9 @@ class SpillTier(ReadTier):
             # A str is its own text, which need not be read from the pack.
             text = keys.encode(key) if type(key) is str else entry.text
             pairs.append((key, Entry(text, gone="key")))
-            if not is_shared(entry):
-                names.append(entry.name)
+            old.append(entry)
         self.manifest.append(pairs)
-        return names
+        return self.retire(old)
 
     def remove_all(self) -> list[str]:
         """Append the record that ends all keys; called within `exclusive`.
@@ -294,7 +293,7 @@ class SpillTier(ReadTier):
         another batch in it as soon as the lock is free.
         """
         index = self.manifest.index
-        names, packs = index.names(), {batch.name for batch in index.batches}
+        old, packs = index.filed(), {batch.name for batch in index.batches}
         self.manifest.append([(None, Entry(gone="all"))])
         if packs:
             try:
@@ -303,7 +302,7 @@ class SpillTier(ReadTier):
                 log.info("packs of %s are left: %s", self.store.home.path, error)
             else:
                 self.delete(packs)
-        return [*(names - packs)]
+        return self.retire(old)
 
     def delete(self, names: Iterable[str]) -> None:
         """Remove files that no record holds any more; no lock.

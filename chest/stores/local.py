@@ -338,6 +338,10 @@ class LocalStore:
         elif not self.home.remove_folder(name):
             log.info("%s is left: somebody reads it", self.home.join(name))
 
+    def set_aside(self, name: str) -> str:
+        """Give a file the name of an unpublished one, and return that."""
+        return self.home.set_aside(name)
+
     def used(self, name: str) -> None:
         """Remember that the file was used now, for `chest.Chest.trim`."""
         # A folder that we may only read keeps no such note; nothing depends on it.
