@@ -233,7 +233,7 @@ def test_a_name_that_is_taken_gives_way(chest):
 def test_snapshot_copy_and_update_link_the_chunks(chest, tmp_path):
     chest["x"] = np.arange(100)
     with chest.snapshot(tmp_path / "s") as s:
-        chunk = os.path.join(s.key_to_filename("x"), "c", "0")
+        chunk = os.path.join(s.key_to_filename("x"), "c.0")
         assert os.stat(chunk).st_nlink == 2
         chest.zarr("x")[:] = 0
         assert (s["x"] == np.arange(100)).all()
@@ -268,21 +268,21 @@ def test_trim_and_the_budget_of_the_disk_see_the_bytes_of_folders(tmp_path):
 def test_a_missing_chunk_is_an_error_and_not_zeros(chest):
     chest.set("x", np.arange(100), chunks=(10,))
     chest.flush()
-    os.unlink(os.path.join(chest.key_to_filename("x"), "c", "3"))
+    os.unlink(os.path.join(chest.key_to_filename("x"), "c.3"))
 
     for read in (
         lambda: chest["x"],
         lambda: chest.zarr("x")[35],
         lambda: chest.array("x")[30:40],
     ):
-        with pytest.raises(errors.CorruptValueError, match="c/3 is missing"):
+        with pytest.raises(errors.CorruptValueError, match="c.3 is missing"):
             read()
     assert (chest.zarr("x")[:10] == np.arange(10)).all()
     assert [problem.key for problem in chest.verify()] == ["x"]
     del chest["x"]
 
 
-@pytest.mark.parametrize("name", ["c/0", "zarr.json", ".chest"])
+@pytest.mark.parametrize("name", ["c.0", "zarr.json", ".chest"])
 def test_a_flipped_bit_is_found_before_anything_is_decoded(name, chest):
     chest.set("x", np.arange(100), compressors=None)
     chest.flush()
@@ -370,12 +370,12 @@ def test_unchanged_chunks_are_linked_and_not_written(chest, tmp_path):
     chest.set("x", np.zeros(100), chunks=(10,))
     with chest.snapshot(tmp_path / "s") as s:
         before = {
-            n: os.stat(os.path.join(s.key_to_filename("x"), "c", str(n))).st_ino
+            n: os.stat(os.path.join(s.key_to_filename("x"), f"c.{n}")).st_ino
             for n in range(10)
         }
         chest.zarr("x")[35] = 1
-        now = os.path.join(chest.key_to_filename("x"), "c")
-        after = {n: os.stat(os.path.join(now, str(n))).st_ino for n in range(10)}
+        now = chest.key_to_filename("x")
+        after = {n: os.stat(os.path.join(now, f"c.{n}")).st_ino for n in range(10)}
 
     assert {n for n in before if before[n] != after[n]} == {3}
 
