@@ -659,3 +659,44 @@ def test_only_arrays_are_lazy(chest):
         chest.array("x")
     with pytest.raises(KeyError):
         chest.array("y")
+
+
+@pytest.mark.parametrize(
+    "selection",
+    [
+        slice(3, 47),
+        (slice(3, 47), slice(None)),
+        (slice(None, -1), slice(2, 5)),
+        (slice(5, 40), [0, 3]),
+        (slice(0, 50, 2), slice(None)),
+        (slice(4, 45), ...),
+        ...,
+        (),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("shards", [None, (20, 6)], ids=["chunks", "shards"])
+def test_a_large_assignment_in_steps_is_what_numpy_makes_of_it(
+    chest, monkeypatch, selection, shards
+):
+    if shards and selection == (slice(5, 40), [0, 3]):
+        pytest.skip("zarr itself cannot assign to a list of columns of shards")
+    monkeypatch.setattr("chest.live.AT_A_TIME", 1)
+    expected = np.zeros((50, 6))
+    chest.set("x", expected.copy(), chunks=(10, 6), shards=shards)
+    new = np.random.default_rng(0).random(expected[selection].shape)
+    expected[selection] = new
+    chest.sync()
+    before = chest.entry("x").generation
+    chest.zarr("x")[selection] = new
+    assert (chest["x"] == expected).all()
+    assert chest.entry("x").generation == before + 1
+
+
+def test_all_chunks_of_an_array_lie_in_one_folder(chest):
+    chest.set("x", np.zeros((40, 40)), chunks=(10, 10))
+    chest.flush()
+    inside = os.listdir(chest.key_to_filename("x"))
+    assert sorted(inside) == sorted(
+        [".chest", "zarr.json", *(f"c.{n}.{m}" for n in range(4) for m in range(4))]
+    )
