@@ -280,6 +280,32 @@ class Iodict(Rival):
         self.length = iodict.__len__
 
 
+class Litequeue(Rival):
+    """``litequeue.LiteQueue``; of this rival there is only a queue."""
+
+    name = "litequeue"
+    needs = ("litequeue",)
+
+    def __init__(self, folder: Path, budget: int) -> None:
+        queue = import_module("litequeue").LiteQueue(str(folder / "queue.sqlite"))
+        self.set = lambda key, value: queue.put(value)
+        self.get = lambda key: queue.pop().data
+        self.close = queue.close
+
+
+class PersistQueue(Rival):
+    """``persistqueue.Queue`` that saves each step; of this there is only a queue."""
+
+    name = "persist-queue"
+    needs = ("persistqueue",)
+
+    def __init__(self, folder: Path, budget: int) -> None:
+        module = import_module("persistqueue")
+        queue = module.Queue(str(folder / "queue"), autosave=True)
+        self.set = lambda key, value: queue.put(value)
+        self.get = lambda key: queue.get()
+
+
 RIVALS: dict[str, type[Rival]] = {
     rival.name: rival
     for rival in (
@@ -301,5 +327,7 @@ RIVALS: dict[str, type[Rival]] = {
         Sqlitedict,
         Persidict,
         Iodict,
+        Litequeue,
+        PersistQueue,
     )
 }

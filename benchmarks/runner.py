@@ -16,6 +16,8 @@ from multiprocessing import get_context
 from pathlib import Path
 
 from benchmarks import arrays as arrays  # enters its workloads
+from benchmarks import queues as queues  # enters its workloads
+from benchmarks import sharing as sharing  # and this its
 from benchmarks.plan import Case, Figures, Sizes, Workload
 from benchmarks.rivals import RIVALS
 from benchmarks.workloads import WORKLOADS

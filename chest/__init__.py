@@ -20,15 +20,31 @@ from chest import errors
 if TYPE_CHECKING:
     from chest.core import Chest
     from chest.memo import map, memoize
+    from chest.ordered import Ordered
+    from chest.queues.durable import DurableQueue
+    from chest.queues.flushing import FlushQueue
     from chest.sizing import nbytes
     from chest.zarrstore import zarr_store
 
     __version__: str
 
-__all__ = ["Chest", "errors", "map", "memoize", "nbytes", "zarr_store"]
+__all__ = [
+    "Chest",
+    "DurableQueue",
+    "FlushQueue",
+    "Ordered",
+    "errors",
+    "map",
+    "memoize",
+    "nbytes",
+    "zarr_store",
+]
 
 _HOMES = {
     "Chest": "chest.core",
+    "DurableQueue": "chest.queues.durable",
+    "FlushQueue": "chest.queues.flushing",
+    "Ordered": "chest.ordered",
     "map": "chest.memo",
     "memoize": "chest.memo",
     "nbytes": "chest.sizing",

@@ -220,17 +220,7 @@ class Atomic(Bulk):
         (True, False)
         """
         expires = None if ttl is None else expiry.deadline(ttl)
-        with self._publishing():
-            slot = self._slots.get(key)
-            if slot is not None and slot.dirty:
-                self._raise_first(self._write_out([slot], keep=True))
-            entry = self._manifest.index.get(key)
-            if entry is None:
-                return False
-            self._spill.retime(key, entry, expires)
-            if slot is not None:
-                slot.entry = self._manifest.index.get(key)
-        return True
+        return self._amend(key, lambda entry: (expires, entry.birth))
 
     def expires(self, key: Hashable) -> float | None:
         """When *key* ends, as Unix time [s]; None: never.
@@ -294,6 +284,32 @@ class Atomic(Bulk):
             self._spill.discard([new.written])  # unless it was published
         self._after(replaced)
         return True
+
+    def _amend(
+        self, key: Hashable, amended: Callable[[AnyEntry], tuple[float | None, int]]
+    ) -> bool:
+        """Give *key* the deadline and birth that *amended* makes of its entry.
+
+        Published at once; the value stays, and its generation. Whether there is such a
+        key.
+        """
+        while True:
+            self._look()
+            slot = self._slots.get(key)
+            if slot is not None and slot.dirty:
+                self._raise_first(self._write_out([slot], keep=True))
+            with self._publishing():
+                slot, entry = self._slots.get(key), self._manifest.index.get(key)
+                if slot is not None and slot.dirty:
+                    continue  # set by another thread, since it was published
+                if entry is None:
+                    return False
+                expires, birth = amended(entry)
+                if (expires, birth) != (entry.expires, entry.birth):
+                    self._spill.amend(key, entry, expires, birth)
+                if slot is not None:
+                    slot.entry, slot.birth = self._manifest.index.get(key), birth
+                return True
 
     def _etag(self, key: Hashable) -> int:
         """The generation of the value that *key* has, which is published if need be.

@@ -64,6 +64,9 @@ class About(msgspec.Struct, omit_defaults=True):
         Rows of values that lie in the log until they are settled.
     deadlines, expiring : list
         The deadlines [Unix time] that entries have, sorted, and their rows.
+    lowest : int
+        0, or the lowest birth, which is negative once a key was moved to the front: the
+        table's births count from here.
     """
 
     id: str
@@ -79,6 +82,7 @@ class About(msgspec.Struct, omit_defaults=True):
     inline: list[int] = []
     deadlines: list[float] = []
     expiring: list[int] = []
+    lowest: int = 0
 
 
 class Base:
@@ -115,7 +119,7 @@ class Base:
     @property
     def last_birth(self) -> int:
         """The highest birth of a row."""
-        return self._table.birth(len(self._table) - 1) if len(self._table) else 0
+        return self.birth(len(self._table) - 1) if len(self._table) else 0
 
     def find(self, key: Hashable) -> tuple[int, AnyEntry | None]:
         """The row of *key* and its entry; -1 and None when there is none."""
@@ -160,7 +164,7 @@ class Base:
 
     def birth(self, row: int) -> int:
         """The birth of a row."""
-        return self._table.birth(row)
+        return self._table.birth(row) + self.about.lowest
 
     def keys(self) -> list[Any]:
         """The keys of all rows, in order."""
@@ -249,7 +253,7 @@ def rows(
     batches: list[Batch] = []
     count = 0
     for batch, some in live:
-        texts, born = batch.texts(), np.array(batch.births(), np.uint64)
+        texts, born = batch.texts(), np.array(batch.births(), np.int64)
         where = np.arange(len(texts), dtype=np.uint64)
         if some is not None:
             where = np.array(sorted(some), np.uint64)
@@ -266,7 +270,7 @@ def rows(
         record = _encode(entry)
         heap += [len(record).to_bytes(LENGTH, "little"), record]
         hashes.append(np.array([_digest(_canonical(key))], np.uint64))
-        births.append(np.array([entry.birth], np.uint64))
+        births.append(np.array([entry.birth], np.int64))
         places.append(np.array([at], np.uint64))
         at += LENGTH + len(record)
         if b'"pickle"' in keys.text(key).encode():
@@ -276,21 +280,20 @@ def rows(
         elif entry.value is not None:
             odd.append((count, True))
         count += 1
-    column = np.concatenate([np.empty(0, np.uint64), *births])
+    column = np.concatenate([np.empty(0, np.int64), *births])
+    about.lowest = int(column.min(initial=0))
     order = np.argsort(column, kind="stable")
-    rank = np.empty(count, np.int64)
-    rank[order] = np.arange(count)
+    rank = np.argsort(order, kind="stable")
     about.batches = [batch.record for batch in batches]
     about.dead = [batch.dead for batch in batches]
     about.aside = sorted({int(rank[row]) for row, inline in odd if not inline})
-    due.sort()
-    about.deadlines = [deadline for deadline, _ in due]
-    about.expiring = [int(rank[row]) for _, row in due]
+    about.deadlines = [deadline for deadline, _ in sorted(due)]
+    about.expiring = [int(rank[row]) for _, row in sorted(due)]
     about.inline = sorted(int(rank[row]) for row, inline in odd if inline)
     return lines(
         about=_encode(about),
         hashes=np.concatenate([np.empty(0, np.uint64), *hashes])[order],
-        births=column[order],
+        births=(column[order] - about.lowest).astype(np.uint64),
         places=np.concatenate([np.empty(0, np.uint64), *places])[order],
         heap=heap,
     )

@@ -29,6 +29,7 @@ from chest.arrays import Arrays
 from chest.atomic import MISSING, Atomic
 from chest.keys import PLAIN
 from chest.keys import key_to_filename as key_to_filename  # chest 1.x has it here
+from chest.ledger import generation
 from chest.memory import Options, weigh
 from chest.settings import Settings, check_word, nothing, open_many, pickle_dump
 from chest.sizing import SCALARS, measure
@@ -58,6 +59,10 @@ class Chest(Arrays, Atomic, MutableMapping[Any, Any]):
     on_miss, on_overflow : callable
         Called with the key before a value is read from disk, and before one is written
         because memory is full.
+    on_conflict : callable, optional
+        (key, mine, theirs) → the value to publish, called before a value of this process
+        is published over one that another has published since it was set. None: the last
+        publication wins.
     open, open_many : callable
         Open one file, or a list of files as a context manager, for *dump* and *load*.
     mode : {"b", "t"}
@@ -146,6 +151,7 @@ class Chest(Arrays, Atomic, MutableMapping[Any, Any]):
         open_many: Callable[..., Any] = open_many,
         mode: str = "b",
         *,
+        on_conflict: Callable[[Any, Any, Any], Any] | None = None,
         format: str = "pickle",
         policy: Any = "largest",
         pack: bool = True,
@@ -313,6 +319,7 @@ class Chest(Arrays, Atomic, MutableMapping[Any, Any]):
             self._check_open()
             known = self._slots.get(key)
             slot = memory.put(key, value, self._birth(key), *weight, known, options)
+            slot.seen = generation(self._manifest.index.get(key))
         if memory.used > memory.budget:
             self._make_room(slot)
 
@@ -327,7 +334,7 @@ class Chest(Arrays, Atomic, MutableMapping[Any, Any]):
                 raise KeyError(key)
             if slot is not None:
                 self._memory.drop(slot)
-            self._fresh.pop(key, None)
+            self._forget_fresh(key)
         self._spill.delete(names)
 
     def __contains__(self, key: Any) -> bool:

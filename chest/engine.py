@@ -23,14 +23,15 @@ from typing import Any
 
 from chest import errors, lifetime, system
 from chest.errors import short
-from chest.folder import PACK, TEMPORARY
+from chest.folder import HOST, LOCK, PACK, QUEUE_STATE, TEMPORARY, Folder
 from chest.index import AnyEntry, same
 from chest.ledger import Changed, generation
-from chest.log import NAME
+from chest.log import MOVED, NAME
 from chest.memory import Options, Slot, Weight, weigh
 from chest.packing import Packing
 from chest.packs import Packed
 from chest.readtier import Loaded, missing
+from chest.records import WORD
 from chest.settings import Settings, nothing
 from chest.sizing import SCALARS
 from chest.spill import MOST_DRAFTS, Job, Written
@@ -192,6 +193,9 @@ class Engine(Packing):
                 if not slot.dirty and same:
                     stale.append(result)  # written to compare it: it was not changed
                     continue
+                if self._is_in_conflict(slot, known):
+                    stale.append(result)  # the hook is to be asked first
+                    continue
                 lost = old and generation(known) != generation(slot.entry)
                 if lost or not (slot.alive or self._may_precede(slot, known)):
                     stale.append(result)
@@ -298,12 +302,11 @@ class Engine(Packing):
             if self._settings.available_disk is not None:
                 self._spill.store.used(entry.name)
             return loaded.value, entry, loaded
-        msg = f"{short(key)} in {self.path} is replaced faster than it can be read"
-        raise errors.StoreError(
-            msg,
-            key=key,
-            path=self.path,
-        )
+        raise self._too_fast(key)
+
+    def _too_fast(self, key: Hashable) -> errors.StoreError:
+        msg = f"{short(key)} in {self.path} is replaced faster than it can be followed"
+        return errors.StoreError(msg, key=key, path=self.path)
 
     def _admit(
         self,
@@ -440,8 +443,10 @@ class Engine(Packing):
             self._manifest.mark_moved()
             home.unlink(NAME, missing_ok=True)
             for name in list(home.names()):
-                if name.startswith(TEMPORARY):
+                if name.startswith(TEMPORARY) or name in (LOCK, HOST):
                     self._spill.store.delete(name)
+            for name in home.queues():
+                _drop_queue(home.join(name))
         try:
             os.rmdir(self.path)
         except OSError:
@@ -482,6 +487,26 @@ class Engine(Packing):
             except Exception:  # the interpreter ends: a log line is all that is left
                 log.exception("%s: some values could not be written at exit", self.path)
             self._release()
+
+
+def _drop_queue(path: str) -> None:
+    """Delete a queue that lies in the chest's folder, for everyone."""
+    home = Folder(path)
+    try:
+        home.lock()
+        names = list(home.names())
+        if QUEUE_STATE in names:
+            # First, so that nobody goes on in files without a name.
+            fd = home.open(QUEUE_STATE, os.O_RDWR)
+            try:
+                system.pwrite_all(fd, MOVED, WORD.start)
+            finally:
+                system.close(fd)
+        for name in sorted(names, key=lambda name: name == QUEUE_STATE):
+            home.unlink(name, missing_ok=True)
+        os.rmdir(path)
+    finally:
+        home.close()
 
 
 def _kept_by_allocator(slots: Iterable[Slot]) -> int:

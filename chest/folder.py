@@ -15,15 +15,28 @@ import os
 import secrets
 import shutil
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from chest import errors, system
+from chest.protocols import Buffer
 
-__all__ = ["PACK", "SEAL", "TEMPORARY", "Folder", "refusals", "refused"]
+__all__ = [
+    "PACK",
+    "QUEUE",
+    "QUEUE_STATE",
+    "SEAL",
+    "TEMPORARY",
+    "Folder",
+    "refusals",
+    "refused",
+]
 
 PACK = ".pack-"  # how names of packs begin
 TEMPORARY = ".tmp-"  # how names of unpublished files and folders begin
 SEAL = ".chest"  # the file that says that a folder is one value
+LOCK, HOST = ".lock", ".host"  # on network file systems: the lock, and who uses it
+QUEUE = ".queue-"  # how names of the folders of queues begin
+QUEUE_STATE = "state"  # the file in them that has a word for pollers, as a manifest has
 RESERVING = frozenset({"btrfs", "ext4", "tmpfs", "xfs"})
 PRIVATE_FILE, PRIVATE_FOLDER = 0o600, 0o700
 
@@ -31,6 +44,10 @@ _BASE = getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
 # A planted link or FIFO must neither lead out of the folder nor block.
 _SAFE = _BASE | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
 
+_NO_LOCKS = (
+    "This file system has no locks: mount it with them (NFS needs its lock service, "
+    "Lustre the option flock), or keep the chest on a local disk"
+)
 _HINTS = {
     errno.ENOSPC: "Free some space (c.trim() helps); nothing was lost",
     errno.EDQUOT: "Your quota is used up; nothing was lost",
@@ -40,6 +57,9 @@ _HINTS = {
     errno.EPERM: "Check who owns the folder and its mode",
     errno.EROFS: "Open it with readonly=True",
     errno.ENAMETOOLONG: "The folder's own path is too long",
+    errno.ENOLCK: _NO_LOCKS,
+    errno.ENOSYS: _NO_LOCKS,
+    errno.EOPNOTSUPP: _NO_LOCKS,
 }
 
 
@@ -59,7 +79,16 @@ class Folder:
         There is no such folder, or no permission.
     """
 
-    __slots__ = ("_fd", "_reserves", "file_mode", "folder_mode", "path")
+    __slots__ = (
+        "_fd",
+        "_host_fd",
+        "_lock_fd",
+        "_reserves",
+        "file_mode",
+        "folder_mode",
+        "network",
+        "path",
+    )
 
     def __init__(
         self,
@@ -70,11 +99,13 @@ class Folder:
     ) -> None:
         self.path = path
         self.file_mode, self.folder_mode = file_mode, folder_mode
-        self._fd = -1
+        self._fd = self._lock_fd = self._host_fd = -1
         self._reserves: bool | None = None
         try:
             self._fd = system.open_directory(path)
+            self.network = system.network(path, self.status())
         except OSError as error:
+            self.close()
             raise refused(error, path, "could not be opened") from error
 
     @property
@@ -137,6 +168,28 @@ class Folder:
                 self.unlink(name, missing_ok=True)
                 raise
             system.close(fd)
+
+    def write_aside(self, name: str, pieces: Sequence[Buffer], *, sync: bool) -> None:
+        """Write a whole file under a temporary name and rename it into place.
+
+        Raises
+        ------
+        OSError
+            The disk refused; what had the name before still has it.
+        """
+        fd, temporary = self.create_temporary()
+        try:
+            system.write_all(fd, pieces)
+            if sync:
+                system.sync_file(fd)
+            self.rename(temporary, name)
+        except BaseException:
+            self.unlink(temporary, missing_ok=True)
+            raise
+        finally:
+            system.close(fd)
+        if sync:
+            self.sync()
 
     def create_folder(self) -> tuple[int, str]:
         """A new temporary folder, open and locked by its descriptor, and its name."""
@@ -273,7 +326,10 @@ class Folder:
             return None
 
     def names(self) -> Iterator[str]:
-        """Every file in the folder and below, in no order; a sealed folder is one."""
+        """Every file in the folder and below, in no order, but none of a queue's.
+
+        A sealed folder is one.
+        """
         waiting = [""]
         while waiting:
             prefix = waiting.pop()
@@ -287,10 +343,19 @@ class Folder:
                 if item.is_dir(follow_symlinks=False):
                     if self._is_value(name):
                         yield name
-                    else:
+                    elif not name.startswith(QUEUE):
                         waiting.append(name + "/")
                 elif item.is_file(follow_symlinks=False):
                     yield name
+
+    def queues(self) -> list[str]:
+        """The names of the folders of queues that lie in this one."""
+        with os.scandir(self.path) as found:
+            return [
+                item.name
+                for item in found
+                if item.name.startswith(QUEUE) and item.is_dir(follow_symlinks=False)
+            ]
 
     def _is_value(self, name: str) -> bool:
         """A folder that counts as one file: a value, or a draft of one."""
@@ -304,15 +369,54 @@ class Folder:
 
     def lock(self, timeout: float | None = None) -> bool:
         """Take the lock between processes; False when *timeout* [s] went by."""
-        return system.lock(self._fd, timeout)
+        return system.lock(self._lockable(), timeout)
 
     def unlock(self) -> None:
         """Give the lock back."""
-        system.unlock(self._fd)
+        system.unlock(self._lockable())
 
     def holder(self) -> str:
         """Who holds the lock, for a message."""
-        return system.holder(self._fd)
+        return system.holder(self._lockable())
+
+    def _lockable(self) -> int:
+        """The descriptor that carries the lock."""
+        if not self.network:
+            return self._fd
+        # There the lock of a folder is this host's own; that of a file that is open for
+        # writing the server knows, where it knows any.
+        if self._lock_fd < 0:
+            self._lock_fd = self.open(LOCK, os.O_RDWR | os.O_CREAT)
+        return self._lock_fd
+
+    def claim(self, timeout: float | None = None) -> None:
+        """On a network file system, keep other hosts out as long as this is open.
+
+        Raises
+        ------
+        StoreError
+            Another host has it open, or there are no locks.
+        LockTimeout
+            Somebody held the lock for *timeout* seconds.
+        """
+        if not self.network or self._host_fd >= 0:
+            return
+        with refusals(self.path, "could not be locked"):
+            if not self.lock(timeout):
+                msg = f"{self.path} is locked by {self.holder()}; waited {timeout} s"
+                raise errors.LockTimeout(msg, path=self.path)
+            try:
+                self._host_fd = self.open(HOST, os.O_RDWR | os.O_CREAT)
+                other = system.claim(self._host_fd)
+            finally:
+                self.unlock()
+        if other:
+            msg = (
+                f"{self.path} is on a network file system ({self.network}), where a chest "
+                f"is for one host at a time, and {other} has it open. Close it there, or "
+                "open it here with readonly=True"
+            )
+            raise errors.StoreError(msg, path=self.path, errno=errno.EBUSY)
 
     def sync(self, name: str = "") -> None:
         """Wait until the disk has the folder's names, also those of *name*'s folders."""
@@ -332,12 +436,21 @@ class Folder:
         shared = self._fd
         self._fd = os.open(".", os.O_RDONLY | _BASE, dir_fd=shared)
         system.close(shared)
+        if self._lock_fd >= 0:
+            system.close(self._lock_fd)
+            self._lock_fd = -1
 
     def close(self) -> None:
         """Release the descriptor. Safe to call twice."""
         if self._fd >= 0:
             system.close(self._fd)
             self._fd = -1
+        if self._lock_fd >= 0:
+            system.close(self._lock_fd)
+            self._lock_fd = -1
+        if self._host_fd >= 0:
+            system.close(self._host_fd)
+            self._host_fd = -1
 
     def _at(self) -> int | None:
         return self._fd if system.POSIX else None

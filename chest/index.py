@@ -21,9 +21,10 @@ from chest.expiry import NEVER
 from chest.packs import Batch, Packed
 from chest.records import Entry
 
-__all__ = ["AnyEntry", "Index", "same"]
+__all__ = ["AnyEntry", "Index", "same", "unchanged"]
 
 MISSING: Any = object()
+MOST_NOTED = 1 << 16  # keys more than there are; whoever reads the journal starts anew
 LOST = (Damaged, errors.CorruptChestError)  # of a checkpoint, or of a pack it refers to
 
 
@@ -34,6 +35,15 @@ def same(one: AnyEntry | None, other: AnyEntry | None) -> bool:
     if one is None or other is None:
         return False
     return one.generation == other.generation and one.name == other.name
+
+
+def unchanged(one: AnyEntry | None, other: AnyEntry) -> bool:
+    """Whether a value can be moved as *other* says it is: `same`, place and deadline."""
+    return (
+        one is not None
+        and same(one, other)
+        and (one.birth, one.expires) == (other.birth, other.expires)
+    )
 
 
 class Index:
@@ -69,6 +79,9 @@ class Index:
         Bytes of the live values that have a file each.
     since : int
         How many entries were applied since the checkpoint.
+    journal : list of key, or None
+        Keys that changed, from when somebody put an empty list there; None again once it
+        would be shorter to look at all keys.
     """
 
     def __init__(
@@ -89,6 +102,7 @@ class Index:
         self._order = count()
         self.get: Callable[[Hashable], AnyEntry | None]
         self._rebuild = rebuild
+        self.journal: list[Hashable] | None
         self._clear()
         if base is None:
             return
@@ -113,6 +127,7 @@ class Index:
         self.base = None
         self.last_birth = self.file_nbytes = 0
         self.batches, self.inline = [], {}
+        self.journal = None
         self.due = NEVER
         self._deadlines = []
         self.expired.clear()
@@ -171,6 +186,8 @@ class Index:
         if entry.gone == "all":
             self._clear()
             return
+        if self.journal is not None:
+            self.note([key])
         old = self.get(key)
         if old is not None:
             self._outdate(key, old)
@@ -212,6 +229,8 @@ class Index:
                 self._remove(key, entry)
                 self.expired[key] = entry
                 gone.append(key)
+        if gone and self.journal is not None:
+            self.note(gone)
         # Without its base the index was made anew, and expired what it had to.
         return gone if self.base is base else [*self.expired]
 
@@ -231,6 +250,8 @@ class Index:
         self.records += batch.record.count
         self.since += batch.record.count
         entries = self.entries
+        if self.journal is not None:
+            self.note(named)
         for key in named if self.expired else ():
             self.expired.pop(key, None)
         births = batch.births()
@@ -251,6 +272,13 @@ class Index:
             if old is not None:
                 self._outdate(key, old)
             self._put(key, Packed(batch, place), births[place], old)
+
+    def note(self, changed: Sequence[Hashable]) -> None:
+        """Add keys to the `journal`, if anybody reads it."""
+        if self.journal is not None:
+            self.journal.extend(changed)
+            if len(self.journal) > MOST_NOTED + len(self):
+                self.journal = None
 
     def pack_nbytes(self) -> int:
         """Bytes of all packed values, live or not. O(batches)."""
@@ -362,8 +390,12 @@ class Index:
             row = self._row(key)
             if row >= 0 and not kept:
                 self._hidden.add(row)
-            if not kept:
+            if old is None:
                 self.entries.pop(key, None)  # a key that is born anew stands last
+        if old is not None and not kept:
+            # Moved. Not taken out and put in again: who reads without the lock would miss
+            # it meanwhile.
+            self._in_order = False
         if birth >= self.last_birth:
             self.last_birth = birth
             self.birth = max(self.birth, birth)

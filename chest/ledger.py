@@ -77,6 +77,7 @@ class Ledger:
         self._unusual = (
             settings.readonly
             or settings.publish == "each"
+            or settings.on_conflict is not None
             or "data" in (settings.format, settings.fallback)
         )
         self._pid = os.getpid()
@@ -139,7 +140,13 @@ class Ledger:
         manifest = self._manifest
         if manifest.index.due <= expiry.now():
             manifest.changed.update(manifest.index.expire(expiry.now()))
+        self._drop_stale()
+        # Last: a thread that finds nothing to look at reads `_values` without the lock.
         self._watch()
+
+    def _drop_stale(self) -> None:
+        """`_absorb`, as far as memory goes."""
+        manifest = self._manifest
         if manifest.reloaded:
             self._spill.packs.keep_only({each.name for each in manifest.index.batches})
             changed: Sequence[Hashable] = [*self._slots]
@@ -158,10 +165,12 @@ class Ledger:
                     self._revive(slot)
                 else:
                     self._fresh.pop(key, None)
+                    slot.birth = entry.birth  # perhaps it was moved to another place
             elif entry is None or generation(entry) != generation(slot.entry):
                 self._memory.drop(slot)
             else:
-                slot.entry = entry  # the same value, perhaps in another place
+                # The same value, perhaps in another file, or at another place.
+                slot.entry, slot.birth = entry, entry.birth
 
     def _watch(self) -> None:
         """Note what a look compares: what was published, and the next deadline."""
@@ -182,6 +191,7 @@ class Ledger:
 
     def _revive(self, slot: Slot) -> None:
         """A dirty value whose key somebody deleted is set anew, and comes last."""
+        slot.seen = 0
         if slot.key not in self._fresh:
             slot.birth = self._fresh[slot.key] = self._manifest.index.next_birth()
 
@@ -240,6 +250,11 @@ class Ledger:
         if not self._fresh:
             return self._manifest.index.last()
         return self._ordered()[-1]
+
+    def _forget_fresh(self, key: Hashable) -> None:
+        """*key* is published, or gone. Lock held."""
+        if self._fresh.pop(key, None) is not None:
+            self._manifest.index.note([key])
 
     def _check_open(self) -> None:
         if self._closed:

@@ -16,7 +16,7 @@ from chest import errors, folder, lifetime, system
 from chest.protocols import Buffer
 from chest.records import Entry, Header, Lines
 
-__all__ = ["NAME", "LogFile", "Unmapped"]
+__all__ = ["NAME", "LogFile", "Polled", "Unmapped"]
 
 NAME = ".keys"
 MOVED = b"--------"  # the word of a file that is no longer the manifest
@@ -77,19 +77,7 @@ class LogFile:
     def _write_aside(self, name: str, pieces: Sequence[Buffer]) -> None:
         """Write a file under a temporary name and rename it into place."""
         try:
-            fd, temporary = self._home.create_temporary()
-            try:
-                system.write_all(fd, pieces)
-                if self.sync:
-                    system.sync_file(fd)
-                self._home.rename(temporary, name)
-            except BaseException:
-                self._home.unlink(temporary, missing_ok=True)
-                raise
-            finally:
-                system.close(fd)
-            if self.sync:
-                self._home.sync()
+            self._home.write_aside(name, pieces, sync=self.sync)
         except OSError as error:
             path = self._home.join(name)
             raise folder.refused(error, path, "could not be written anew") from error
@@ -101,6 +89,12 @@ class LogFile:
             digits = b"%08x" % (self._position & 0xFFFFFFFF)
             word[1] = int.from_bytes(digits, "little")
         self.seen = word[1]
+
+    def _map_word(self) -> Any:
+        """The word of the open file, or what does its work where it cannot be shared."""
+        if not self._home.network:
+            return system.map_shared_words(self._fd, 16, writable=not self.readonly)
+        return Polled(self._home, os.fstat(self._fd))
 
     def _set_word(self, word: bytes) -> None:
         if not isinstance(self.word, Unmapped):
@@ -147,3 +141,24 @@ class Unmapped:
 
     def __getitem__(self, index: int) -> int:
         return -1
+
+
+class Polled(Unmapped):
+    """Does the work of a word on a network file system, whose maps hosts do not share.
+
+    Parameters
+    ----------
+    home : Folder
+    status : os.stat_result
+        Of the log that is open.
+    """
+
+    def __init__(self, home: folder.Folder, status: os.stat_result) -> None:
+        self._home, self._status = home, status
+
+    def __getitem__(self, index: int) -> int:
+        """The log's size; that it was moved once its name is another file's."""
+        now = self._home.stat(NAME)
+        if now is None or not os.path.samestat(now, self._status):
+            return IS_MOVED
+        return now.st_size

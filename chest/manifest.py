@@ -111,7 +111,7 @@ class Manifest(LogFile):
         self._fd = -1
         self._suspect = False
         self.word = Unmapped()
-        self.index = Index()
+        self.index = self._growing = Index()  # seen by threads without the lock; filled
         self.changed: set[Hashable] = set()
         self.reloaded = False
         self.id = ""
@@ -312,6 +312,7 @@ class Manifest(LogFile):
             replaced = corrupt and self._was_replaced()
             # What was known of the old file stays true until this one can be read.
             self._fd, self.word, self.index, self._generation, self._position = before
+            self._growing = self.index
             system.close(fd)
             if not replaced:
                 raise
@@ -339,16 +340,16 @@ class Manifest(LogFile):
             self.id = header.id
             self._first = self._generation = header.generation
             # Births that were given here and not published yet count as well.
-            self.index = Index(max(header.birth, self.index.birth))
-            self.word = system.map_shared_words(
-                self._fd, 16, writable=not self.readonly
-            )
+            self._growing = Index(max(header.birth, self.index.birth))
+            self.word = self._map_word()
             seen = self.word[1]
             self._position = self._start = len(line)
             if checkpointed:
                 self._load_checkpoint()
             self._read_new()
-            self.seen = seen
+            self.index = self._growing
+            # A file that is on its way out says so only once: look again next time.
+            self.seen = -1 if seen == IS_MOVED else seen
             self.changed, self.reloaded = set(), False
         elif head and self._legacy is not None:
             self._load_legacy()
@@ -363,21 +364,22 @@ class Manifest(LogFile):
         )
         if base is not None:
             about = base.about
-            birth = max(about.birth, self.index.birth)
-            self.index = Index(birth, base, self._reread)
+            birth = max(about.birth, self._growing.birth)
+            self._growing = Index(birth, base, self._reread)
             self._generation, self._position = about.generation, about.position
 
     def _reread(self) -> Index:
         """The index made from the log alone: the checkpoint is damaged."""
         log.info("%s is damaged; the log is read instead", self._home.join(INDEX))
-        lost, changed, reloaded = self.index, self.changed, self.reloaded
+        lost, shown = self._growing, self.index
+        changed, reloaded = self.changed, self.reloaded
         if self._was_replaced():
             self._reopen()
         else:
             self._load(checkpointed=False)
             self.changed, self.reloaded = changed, reloaded
         # Who asks is in the middle of a step of the old index, and makes it the new one.
-        fresh, self.index = self.index, lost
+        fresh, self.index, self._growing = self.index, shown, lost
         return fresh
 
     @property
@@ -427,7 +429,8 @@ class Manifest(LogFile):
         size = os.fstat(self._fd).st_size
         assert self._legacy is not None
         pairs = self._legacy(system.read_all(self._fd, 0, size))
-        self.id, self._generation, self.index = secrets.token_hex(8), 0, Index()
+        self.id, self._generation = secrets.token_hex(8), 0
+        self.index = self._growing = Index()
         self.word, self.seen, self._position = Unmapped(), 0, size
         entries = []
         for key, name in pairs:
@@ -481,11 +484,11 @@ class Manifest(LogFile):
                 entry.generation = number
             self.changed.update(named)
             if batch is not None:
-                self.index.apply_batch(batch, named, dead_places(entry))
+                self._growing.apply_batch(batch, named, dead_places(entry))
                 continue
             if entry.gone == "all":
                 self.reloaded = True
-            self.index.apply(named[0], entry)
+            self._growing.apply(named[0], entry)
         return True
 
     def _decoded(self, entry: Entry) -> tuple[list[Hashable], Entry, Batch | None]:

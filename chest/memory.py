@@ -85,7 +85,8 @@ class Slot(msgspec.Struct, eq=False, gc=False):
     offered : bool
         The policy knows of it.
     seen : int
-        The generation of the key's entry when the value was taken to be written.
+        The generation of the key's entry when the value was taken to be written, or with
+        an ``on_conflict`` when it was set.
     """
 
     key: Any
@@ -219,8 +220,10 @@ class MemoryTier:
         for slot in list(self.slots.values()):
             self.drop(slot)
 
-    def victims(self) -> tuple[list[Slot], int]:
-        """Slots whose going would bring `used` within the budget, and their bytes.
+    def victims(self, goal: int | None = None) -> tuple[list[Slot], int]:
+        """Slots whose going would bring `used` to *goal*, and their bytes.
+
+        Without a goal it is the budget.
 
         Large ones just so many as are needed; small ones until 1/16 of the budget is
         free, so that a full budget does not mean one file for each new value. They
@@ -231,7 +234,8 @@ class MemoryTier:
         self._offer_newcomers()
         chosen: list[Slot] = []
         left = before = self.used - self._leaving
-        goal = self.budget
+        if goal is None:
+            goal = self.budget
         while left > goal and len(chosen) < MOST_VICTIMS:
             slot = self.policy.pop()
             if slot is None:
@@ -240,7 +244,7 @@ class MemoryTier:
             chosen.append(slot)
             left -= self._exclusive(slot)
             if slot.nbytes < SMALL:
-                goal = self.budget - self.budget // ROOM
+                goal = min(goal, self.budget - self.budget // ROOM)
         self._leaving += before - left
         return chosen, before - left
 
@@ -252,6 +256,11 @@ class MemoryTier:
         """A victim could not be written: it stays, and is a candidate again later."""
         if slot.alive and slot.offered:  # else it is a newcomer still
             self.policy.put_back(slot)
+
+    def retry(self) -> None:
+        """Offer those that could not be written again, though nothing has come."""
+        # A policy offers them after the next `add`; a dead slot is as good as any.
+        self.policy.add(Slot(None, 0, 0, 0, 0, alive=False))
 
     @property
     def hits(self) -> int:

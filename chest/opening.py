@@ -26,7 +26,7 @@ from chest.stores.local import LocalStore, untrusted
 
 Legacy = Callable[[bytes], list[tuple[Hashable, str]]]
 
-__all__ = ["open_tier", "temporary_folder"]
+__all__ = ["open_folder", "open_tier", "temporary_folder"]
 
 
 def temporary_folder() -> str:
@@ -48,13 +48,15 @@ def open_tier(path: str, settings: Settings) -> SpillTier:
     """
     # First, because it may refuse: nothing is made yet.
     key = None if settings.sign_key is None else Key(settings.sign_key)
-    home = _open_folder(path, settings)
+    home = open_folder(path, settings)
     try:
         private = settings.trust == "owner"
         with refusals(path, "could not be read"):
             ours = system.is_private(home.status())
         if private and not ours and not settings.readonly:
             raise untrusted(path, home.status())
+        if not settings.readonly:
+            home.claim(settings.timeout)
         store = LocalStore(home, private=private, folder_is_private=ours)
         with refusals(path, "could not be read"):
             if home.stat(NAME) is None:
@@ -89,7 +91,8 @@ def open_tier(path: str, settings: Settings) -> SpillTier:
     )
 
 
-def _open_folder(path: str, settings: Settings) -> Folder:
+def open_folder(path: str, settings: Settings) -> Folder:
+    """Open, or make, a folder; nothing in it is looked at."""
     folder_mode = 0o777 if settings.umask else PRIVATE_FOLDER
     if not settings.readonly:
         try:

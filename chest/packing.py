@@ -12,7 +12,7 @@ from collections.abc import Collection, Hashable, Iterable, Sequence
 from typing import Any
 
 from chest import errors
-from chest.index import AnyEntry, same
+from chest.index import AnyEntry, unchanged
 from chest.ledger import Ledger, generation
 from chest.memory import Options, Slot
 from chest.packs import BATCH_KEYS, Packed, Small
@@ -47,15 +47,27 @@ class Packing(Ledger):
         that is set all the time would never be written otherwise.
         """
         find, values = self._manifest.index.get, self._values
+        asks = self._settings.on_conflict is not None
         here = []
         for listed in slots:
             slot = listed if listed.alive else self._slots.get(listed.key)
             if slot is not None:
                 key = slot.key
-                entry = find(key)
-                slot.seen = 0 if entry is None else entry.generation
+                if not asks:
+                    entry = find(key)
+                    slot.seen = 0 if entry is None else entry.generation
                 here.append((slot, values[key]))
         return here
+
+    def _is_in_conflict(self, slot: Slot, known: AnyEntry | None) -> bool:
+        """Whether somebody published the key since this value was set."""
+        return (
+            self._settings.on_conflict is not None
+            and slot.dirty
+            and not slot.inherited
+            and known is not None
+            and slot.seen != generation(known)
+        )
 
     def _may_precede(self, slot: Slot, known: AnyEntry | None) -> bool:
         """Whether a value that was replaced meanwhile may still be published.
@@ -133,7 +145,9 @@ class Packing(Ledger):
                     known = None
                 else:
                     known = find(slot.key)
-                if not slot.alive and not self._may_precede(slot, find(slot.key)):
+                if (
+                    not slot.alive and not self._may_precede(slot, find(slot.key))
+                ) or self._is_in_conflict(slot, known):
                     dead.add(place)
                 elif slot.inherited and generation(known) != generation(slot.entry):
                     dead.add(place)  # it gives way to what somebody published since
@@ -162,7 +176,7 @@ class Packing(Ledger):
             slot = self._slots.get(key)
             if slot is not None:
                 self._memory.drop(slot)
-            self._fresh.pop(key, None)
+            self._forget_fresh(key)
 
     def _inlined(self, jobs: Sequence[Job]) -> list[Written] | None:
         """Small values for the log itself; None when they need files."""
@@ -220,8 +234,11 @@ class Packing(Ledger):
             before = dict(found)
             with self._publishing():
                 find = self._manifest.index.get
+                # Touched or moved to the end meanwhile, it stays where it is.
                 moved = [
-                    each for each in written if same(find(each.key), before[each.key])
+                    each
+                    for each in written
+                    if unchanged(find(each.key), before[each.key])
                 ]
                 self._spill.publish(moved, moved=True)
                 self._follow([each.key for each in moved])
@@ -255,7 +272,7 @@ class Packing(Ledger):
                     for place, (each, entry) in enumerate(
                         zip(small, taken, strict=True)
                     )
-                    if not same(find(each.key), entry)
+                    if not unchanged(find(each.key), entry)
                 }
                 self._spill.publish_packed(batch, small, dead, moved=True)
                 self._follow([each.key for each in small])

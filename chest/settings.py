@@ -75,6 +75,7 @@ class Settings:
     key_to_filename: Callable[[Hashable], str] = keys.key_to_filename
     on_miss: Callable[[Any], object] = nothing
     on_overflow: Callable[[Any], object] = nothing
+    on_conflict: Callable[[Any, Any, Any], Any] | None = None
     open: Callable[..., Any] = builtins.open
     open_many: Callable[..., Any] = open_many
     mode: str = "b"

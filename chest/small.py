@@ -117,11 +117,13 @@ class SmallTier:
             generation=entry.generation,
         )
 
-    def retime(self, key: Hashable, entry: AnyEntry, expires: float | None) -> None:
-        """Give a value another deadline; called within `exclusive`.
+    def amend(
+        self, key: Hashable, entry: AnyEntry, expires: float | None, birth: int
+    ) -> None:
+        """Give a value another deadline, or place; called within `exclusive`.
 
         Its generation stays. A packed value comes to lie in the log: a pack has no
-        deadlines.
+        deadlines, and its births do not change.
         """
         if type(entry) is Packed:
             data = self.raw(key, entry)
@@ -129,7 +131,7 @@ class SmallTier:
         else:
             assert type(entry) is Entry
             new = msgspec.structs.replace(entry)
-        new.expires = expires
+        new.expires, new.birth = expires, birth
         self.manifest.append([(key, new)], moved=True)
 
     def bury(self) -> list[str]:

@@ -247,7 +247,7 @@ class SpillTier(ReadTier):
         if not moved:
             self.written += len(batch)
             self.written_bytes += sum(entry.size for _, entry, _ in batch)
-        return list({each.name for each in old if not is_shared(each)})
+        return list(dict.fromkeys(each.name for each in old if not is_shared(each)))
 
     def _publish_files(
         self,

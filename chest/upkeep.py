@@ -13,6 +13,7 @@ from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from chest import facts, reprs, system
+from chest.conflict import Settling
 from chest.engine import Engine
 from chest.index import AnyEntry, same
 from chest.packing import FEWEST_PACKED
@@ -26,7 +27,7 @@ __all__ = ["Upkeep"]
 MOST_LOOKS = 5  # times an update follows a chest that others are changing
 
 
-class Upkeep(Engine):
+class Upkeep(Settling):
     """An engine that can be looked at and looked after."""
 
     __slots__ = ()
@@ -190,7 +191,7 @@ class Upkeep(Engine):
         if slot is None and entry is None:
             raise KeyError(key)
         if slot is not None and slot.dirty:
-            self._raise_first(self._write_batch([slot], keep=False))
+            self._raise_first(self._write_out([slot], keep=False))
         elif entry is not None and is_small(entry):
             self._move_to_files([(key, entry)])
         return self.key_to_filename(key)

@@ -142,9 +142,9 @@ class Body:
         if gap:
             self._put(gap, len(gap))
         start = self.at
-        known = _known.get(system.address(payload)) if _known and size else None
-        if known is not None and known[0] == size:
-            check = known[1]
+        known = _recognise(payload) if _known and size else None
+        if known is not None:
+            check = known
             self._put(payload, size)
         elif size > BATCH_BYTES:
             hasher = xxhash.xxh3_64()
@@ -217,18 +217,19 @@ def _digest(footer: Footer) -> str:
 
 # -------------------------------------------------- buffers we know by address
 
-# Where the payloads of live read-only maps lie: address → (bytes, xxh3_64).
-_known: dict[int, tuple[int, str]] = {}
+# Where the payloads of live maps lie: address → (bytes, xxh3_64, the map is private).
+_known: dict[int, tuple[int, str, bool]] = {}
 _forget: dict[int, weakref.ref[object]] = {}
 
 
 def remember(source: Source, footer: Footer) -> None:
-    """Note the checksums of a read-only map's buffers, for as long as it is mapped.
+    """Note the checksums of a map's buffers, for as long as it is mapped.
 
-    What lies there cannot have changed, so it need not be read to be recognised.
+    What lies there cannot have changed, or the system knows that it has not: it need not
+    be read to be recognised.
     """
     owner = source.data.obj
-    if source.writable or not footer.buffers or not isinstance(owner, mmap.mmap):
+    if not footer.buffers or not isinstance(owner, mmap.mmap):
         return
     base = system.address(source.data)
     places = [base + entry.payload for entry in footer.buffers if entry.nbytes]
@@ -241,8 +242,18 @@ def remember(source: Source, footer: Footer) -> None:
 
     for entry in footer.buffers:
         if entry.nbytes:
-            _known[base + entry.payload] = (entry.nbytes, entry.check)
+            what = (entry.nbytes, entry.check, source.writable)
+            _known[base + entry.payload] = what
     _forget[base] = weakref.ref(owner, forget)
+
+
+def _recognise(payload: memoryview) -> str | None:
+    """The checksum of a buffer that is still what was mapped; None: it must be read."""
+    place = system.address(payload)
+    nbytes, check, private = _known.get(place, (None, "", False))
+    if nbytes != payload.nbytes or (private and not system.untouched(place, nbytes)):
+        return None
+    return check
 
 
 # --------------------------------------------------------------------- reading

@@ -8,7 +8,7 @@ Does not own: when any of this is done, and the names and meaning of the files.
 
 from __future__ import annotations
 
-from chest.system import files, locks, maps, memory, places, threads
+from chest.system import files, hosts, locks, maps, memory, places, threads
 
 POSIX = files.POSIX
 close = files.close
@@ -19,6 +19,7 @@ read_all = files.read_all
 sync_directory = files.sync_directory
 sync_file = files.sync_file
 write_all = files.write_all
+claim = hosts.claim
 holder = locks.holder
 lock = locks.lock
 open_directory = locks.open_directory
@@ -29,9 +30,12 @@ FileMap = maps.FileMap
 address = maps.address
 map_file = maps.map_file
 map_shared_words = maps.map_shared_words
+untouched = maps.untouched
 give_back_memory = memory.give_back_memory
 memory_limit = memory.memory_limit
 real_memory = memory.real_memory
+boot = places.boot
 filesystem = places.filesystem
 is_private = places.is_private
+network = places.network
 run_beside = threads.run_beside

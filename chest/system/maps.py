@@ -19,9 +19,11 @@ if TYPE_CHECKING:
 
     from chest.protocols import Buffer
 
-__all__ = ["FileMap", "address", "map_file", "map_shared_words"]
+__all__ = ["FileMap", "address", "map_file", "map_shared_words", "untouched"]
 
 HUGE = 2 << 20  # bytes; a reservation of whole huge pages is given an aligned address,
+PAGES, WORD = "/proc/self/pagemap", 8  # bytes for each page
+HERE, OF_FILE = 3 << 62, 1 << 61  # the page has memory or swap; it shows a file
 ALIGN_FROM = 16 << 20  # and then 32 MiB take 16 page faults to read instead of 500
 
 
@@ -112,6 +114,38 @@ def address(buffer: Buffer | memoryview) -> int:
         return ctypes.c_size_t.from_buffer(record).value
     finally:
         release(record)
+
+
+def untouched(address: int, size: int) -> bool:
+    """Whether no page of a part of a private map was written to.
+
+    Asks the system which pages are still the file's; reads none of them. Costs 10 µs
+    and 2 µs per MiB; False where the system does not tell.
+
+    Parameters
+    ----------
+    address, size : int
+        Of bytes in a map that `map_file` made with *writable*.
+
+    Examples
+    --------
+    >>> untouched(address(bytearray(10)), 10)  # the process's own memory is no file's
+    False
+    """
+    import numpy as np
+
+    first = address // mmap.PAGESIZE
+    count = (address + size - 1) // mmap.PAGESIZE - first + 1
+    words = np.empty(count, np.uint64)
+    try:
+        with open(PAGES, "rb", buffering=0) as file:
+            file.seek(first * WORD)
+            if file.readinto(words.data) != count * WORD:
+                return False
+    except OSError:
+        return False
+    # A page that was written to is here, or swapped out, and no file's any more.
+    return not bool(np.any((words & HERE != 0) & (words & OF_FILE == 0)))
 
 
 @functools.cache

@@ -11,7 +11,32 @@ import os
 import stat
 import sys
 
-__all__ = ["filesystem", "is_private"]
+__all__ = ["boot", "filesystem", "is_private", "network"]
+
+# Of these, several hosts can have one mounted; what one maps or locks (a folder above
+# all) the others need not see. A FUSE file system may be anything.
+NETWORK = frozenset(
+    {
+        "9p",
+        "afs",
+        "beegfs",
+        "ceph",
+        "cifs",
+        "fuse",
+        "gpfs",
+        "lustre",
+        "nfs",
+        "nfs4",
+        "orangefs",
+        "panfs",
+        "pvfs2",
+        "smb2",
+        "smb3",
+        "smbfs",
+        "vboxsf",
+        "virtiofs",
+    }
+)
 
 
 def filesystem(path: str) -> str:
@@ -28,6 +53,21 @@ def filesystem(path: str) -> str:
     except OSError:
         return ""
     return _mounted(lines, os.fsencode(os.path.realpath(path)))
+
+
+def network(path: str, st: os.stat_result) -> str:
+    """The type of the network file system *path* is on; empty on a local one.
+
+    Parameters
+    ----------
+    path : str
+    st : os.stat_result
+        Of what is there. A file system with a block device is not looked up.
+    """
+    if not hasattr(os, "major") or os.major(st.st_dev):
+        return ""
+    kind = filesystem(path)
+    return kind if kind in NETWORK or kind.startswith("fuse.") else ""
 
 
 def _mounted(lines: list[bytes], path: bytes) -> str:
@@ -83,3 +123,18 @@ def _is_private_group(gid: int, uid: int) -> bool:
     except KeyError:
         return False  # nobody knows who is in it
     return group.gr_name in owners and owners.issuperset(group.gr_mem)
+
+
+def boot() -> int:
+    """Which start of the machine this is: another number after the next one.
+
+    Returns
+    -------
+    int
+        Less than 2⁶⁴; 0 where the system does not tell.
+    """
+    try:
+        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+            return int(file.read().replace("-", "")[:16], 16)
+    except (OSError, ValueError):
+        return 0

@@ -211,7 +211,7 @@ def test_map_runs_on_a_dask_cluster(chest_dir):
             n_workers=1,
             threads_per_worker=2,
             processes=False,
-            dashboard_address=None,
+            dashboard_address=":0",
         ) as cluster,
         distributed.Client(cluster) as client,
     ):

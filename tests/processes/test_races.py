@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from chest import Chest, errors
+from chest.index import Index
+from chest.manifest import Manifest
 from tests.processes import helpers
 
 pytestmark = pytest.mark.filterwarnings(
@@ -239,3 +241,67 @@ def test_an_edit_that_cannot_be_stored_leaves_the_old_value(chest_dir: Path) -> 
         assert c["x"] == [1]
         c.flush()
         assert c["x"] == [1]
+
+
+def test_no_thread_reads_what_another_is_about_to_let_go(
+    chest_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would read, without the lock, what another process has replaced long ago."""
+    with Chest(chest_dir) as c, Chest(chest_dir, publish="each") as other:
+        other["x"] = 1
+        assert c["x"] == 1
+        looked: list[bool] = []
+        drop = c._memory.drop
+
+        def dropping(slot):
+            looked.append(c._word[1] != c._seen)  # a reader takes the lock, that is
+            drop(slot)
+
+        monkeypatch.setattr(c._memory, "drop", dropping)
+        other["x"] = 2
+        assert c["x"] == 2
+        assert looked == [True]
+
+
+def test_a_chest_that_is_opened_in_the_middle_of_a_compaction_sees_what_follows(
+    chest_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The old file says that it is on its way out, and would never say more."""
+    opened: list[Chest] = []
+    write = Manifest._write_file
+
+    def writing(self, *args):
+        with monkeypatch.context() as patch:
+            patch.setattr(Manifest, "_write_file", write)
+            opened.append(Chest(chest_dir))
+        write(self, *args)
+
+    with Chest(chest_dir, publish="each") as c:
+        c["x"] = 1
+        with monkeypatch.context() as patch:
+            patch.setattr(Manifest, "_write_file", writing)
+            c.compact()
+        c["x"] = 2
+        with opened[0] as other:
+            assert other["x"] == 2
+
+
+def test_no_thread_misses_a_key_while_another_reads_the_log_anew(
+    chest_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Chest(chest_dir) as c, Chest(chest_dir, publish="each") as other:
+        other.update(dict.fromkeys(range(10), 1))
+        assert len(c) == 10
+        found: list[bool] = []
+        apply = Index.apply
+
+        def applying(self, key, entry):
+            found.append(c._manifest.index.get(9) is not None)
+            apply(self, key, entry)
+
+        other.compact()
+        with monkeypatch.context() as patch:
+            patch.setattr(Index, "apply", applying)
+            assert 9 in c
+        assert found
+        assert all(found)

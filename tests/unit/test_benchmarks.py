@@ -21,7 +21,8 @@ from benchmarks.workloads import ABOUT, WORKLOADS
 
 NEED_NOTHING = ["chest", "dict", "raw", "np.save", "pickle", "log"]
 ONLY_ARRAYS = ["raw", "np.save", "zarr"]
-NO_DELETE = [*ONLY_ARRAYS, "pickle", "joblib"]
+ONLY_QUEUES = ["litequeue", "persist-queue"]
+NO_DELETE = [*ONLY_ARRAYS, *ONLY_QUEUES, "pickle", "joblib"]
 
 
 def nothing(case: Case) -> Figures:

@@ -434,3 +434,27 @@ def test_a_forked_child_makes_its_own_helpers():
         finally:
             os._exit(answer)
     assert os.waitpid(pid, 0) == (pid, 0)
+
+
+def test_pages_of_a_private_map_are_untouched_until_they_are_written_to(tmp_path):
+    path = tmp_path / "x"
+    path.write_bytes(bytes(1 << 20))
+    fd = os.open(path, os.O_RDONLY)
+    view = system.map_file(fd, 1 << 20, writable=True)
+    os.close(fd)
+    place = system.address(view)
+    assert bytes(view) == bytes(1 << 20)
+    assert system.untouched(place, 1 << 20)
+
+    view[500_000] = 1
+
+    assert not system.untouched(place, 1 << 20)
+    assert not system.untouched(place + 500_000, 1)
+    assert system.untouched(place, 400_000)
+    assert system.untouched(place + 600_000, 400_000)
+
+
+def test_no_page_is_untouched_where_the_system_does_not_tell(tmp_path, monkeypatch):
+    monkeypatch.setattr("chest.system.maps.PAGES", str(tmp_path / "none"))
+
+    assert not system.untouched(0, 1)

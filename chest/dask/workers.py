@@ -1,0 +1,423 @@
+"""The memory of a dask worker: a chest that spills as distributed asks for it.
+
+Owns: what distributed calls on a worker's ``data``, its counters, and what becomes of a
+value that cannot be spilled. Does not own: how values move, and who goes first.
+
+distributed calls all of it on the thread of its event loop.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sys
+import time
+import weakref
+from collections import defaultdict
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from chest import errors, system
+from chest.core import Chest
+from chest.memory import ROOM, SMALL, Slot, weigh
+from chest.packing import FEWEST_PACKED
+from chest.reprs import parse_bytes
+from chest.settings import DEFAULT_MEMORY, Settings
+
+if TYPE_CHECKING:
+    from distributed.spill import SpilledSize
+    from distributed.worker import Worker
+
+__all__ = ["SpillChest", "dask_setup"]
+
+# Where whoever runs distributed looks for messages about spilling.
+log = logging.getLogger("distributed.spill")
+
+FOLDER = "chest"  # in the worker's own
+NO_KEY = object()  # dask's keys are text, numbers and tuples
+FULL = "Spill file on disk reached capacity; keeping data in memory"
+FAILED = "Spill to disk failed; keeping data in memory"
+GIVE_BACK_AFTER = 64 << 20  # bytes that left memory …
+GIVE_BACK_SHARE = 16  # … or this share of the budget, if that is less
+
+
+class SpillChest(Chest):
+    """The ``data`` of a dask worker, in place of distributed's ``SpillBuffer``.
+
+    A value that was spilled comes back as a view of its file, at a cost that does not
+    depend on its size, and is not written again when it leaves once more.
+
+    Parameters
+    ----------
+    worker_local_directory : str, optional
+        The worker's own folder, which distributed hands over; a folder in it is used, and
+        removed at the end. Without it, a temporary one.
+    available_memory : int, float or str
+        Budget of bytes for values in memory. distributed does not tell it: 60 % of the
+        worker's ``memory_limit`` is what `SpillBuffer` takes.
+    max_spill : int, float or str, optional
+        Bytes of files; beyond them values stay in memory.
+    policy : {"largest", "lru", "costly"} or Policy
+        Who leaves memory first.
+    mapped : {"copy", "r", False}
+        Spilled arrays come back writable, on private pages; read-only; or read.
+
+    See Also
+    --------
+    dask_setup : The same for every worker, by configuration.
+
+    Notes
+    -----
+    A value that a task, or anybody else on the worker, still refers to is not read again
+    but taken back as it is. Freed memory is returned to the system when distributed finds
+    that the process has too much of it.
+
+    What is in it is this worker's alone: nothing is published for others, and nothing is
+    written when the worker ends.
+
+    Examples
+    --------
+    >>> data = SpillChest(available_memory="100 kB")
+    >>> data["x"], data["y"] = bytes(60_000), bytearray(50_000)
+    >>> list(data.fast), list(data.slow)
+    (['y'], ['x'])
+    >>> data.evict()
+    50000
+    >>> data.spilled_total.memory > 110_000
+    True
+    >>> data.close()
+    """
+
+    #: Ever-increasing sums, (label, unit) → value, that Prometheus shows.
+    cumulative_metrics: defaultdict[tuple[str, str], float]
+
+    def __init__(
+        self,
+        worker_local_directory: str | None = None,
+        available_memory: float | str = DEFAULT_MEMORY,
+        max_spill: float | str | None = None,
+        policy: Any = "largest",
+        mapped: str | bool = "copy",
+    ) -> None:
+        from distributed.metrics import context_meter
+        from distributed.spill import SpilledSize
+
+        self._digest_metric = context_meter.digest_metric
+        self._size = SpilledSize
+        self._max_spill = (
+            None if max_spill is None else parse_bytes(max_spill, option="max_spill")
+        )
+        self.cumulative_metrics = defaultdict(float)
+        self._spilled: dict[Hashable, SpilledSize] = {}
+        self._total = SpilledSize(0, 0)
+        # Values that left memory while somebody else holds them.
+        self._held: weakref.WeakValueDictionary[Hashable, Any]
+        self._held = weakref.WeakValueDictionary()
+        self._setting: Hashable = NO_KEY
+        self._refused: list[Exception] = []  # why the key that is being set stays
+        self._stuck = False  # a value could not be spilled
+        self._reported: set[Hashable] = set()
+        path = worker_local_directory and os.path.join(worker_local_directory, FOLDER)
+        super().__init__(
+            path=path,
+            available_memory=available_memory,
+            policy=policy,
+            mapped=mapped,
+            durability="memory",
+        )
+
+    def _start(self, path: str | os.PathLike[str] | None, settings: Settings) -> None:
+        """Open the folder, which is removed at the end as a temporary one is."""
+        super()._start(path, settings)
+        self._explicitly_given_path = False
+
+    def __reduce__(self) -> NoReturn:
+        """Refuse: workers are given the class and its arguments."""
+        msg = "pass data=(SpillChest, {...}), so that each worker makes its own"
+        raise TypeError(msg)
+
+    # -- the mapping -------------------------------------------------------------------
+
+    def __setitem__(self, key: Hashable, value: Any) -> None:
+        """Keep *value*; others are spilled where memory is over the budget.
+
+        Raises
+        ------
+        TypeError
+            The value alone is larger than the budget and cannot be pickled. The key is
+            forgotten. Where writing fails otherwise, values stay in memory and the log
+            says so.
+        """
+        self._forget(key)
+        self._reported.discard(key)
+        self._refused.clear()
+        self._setting = key
+        try:
+            super().__setitem__(key, value)
+        finally:
+            self._setting = NO_KEY
+        if not self._refused:
+            return
+        error = self._refused.pop()
+        if self._slots[key].nbytes > self._memory.budget and not _is_of_disk(error):
+            del self[key]
+            msg = f"Failed to pickle {key!r}"
+            raise TypeError(msg) from error
+        self._report(key, error)
+
+    def __getitem__(self, key: Hashable) -> Any:
+        """The value of *key*; one that was spilled is mapped, if it is large."""
+        if key in self._values:
+            value = super().__getitem__(key)
+            slot = self._slots.get(key)
+            self._count_metric("memory-read", slot.nbytes if slot else 0)
+            return value
+        value = self._held.get(key)
+        entry = None if value is None else self._manifest.index.get(key)
+        if entry is not None:
+            self._admit(key, value, entry, weigh(value), 0.0)
+        else:
+            value = self._read_back(key)
+        if key in self._slots:
+            self._uncount(key)
+        else:
+            self._hold(key, value)  # it is too large to be kept
+        return value
+
+    def _read_back(self, key: Hashable) -> Any:
+        """The value of a key that was spilled, and that nobody holds."""
+        before, began = self._spill.loaded_bytes, time.perf_counter()
+        value = super().__getitem__(key)
+        nbytes = self._spill.loaded_bytes - before
+        self._count_metric("disk-read", nbytes, time.perf_counter() - began)
+        return value
+
+    def __delitem__(self, key: Hashable) -> None:
+        """Remove *key* and its file; the value is not read."""
+        slot = self._slots.get(key)
+        if slot is not None and key in self._fresh:
+            with self.lock:  # no record knows of it, and nobody else has this folder
+                self._memory.drop(slot)
+                del self._fresh[key]
+        else:
+            super().__delitem__(key)
+        self._freed += slot.nbytes if slot else 0
+        self._forget(key)
+        self._reported.discard(key)
+
+    def clear(self) -> None:
+        """Remove all keys and files."""
+        for key in list(self):
+            del self[key]
+
+    # -- what distributed asks for -----------------------------------------------------
+
+    @property
+    def fast(self) -> Mapping[Any, Any]:
+        """The values in memory, as a read-only mapping; looking is no use."""
+        return self.inmem
+
+    @property
+    def slow(self) -> Mapping[Any, Any]:
+        """The values on disk only, as a read-only mapping; looking does not keep them."""
+        return _Slow(self)
+
+    memory, disk = fast, slow
+
+    @property
+    def spilled_total(self) -> SpilledSize:
+        """Bytes of the values on disk only: ``memory`` they took, ``disk`` they take.
+
+        Files of values that are in memory as well do not count; `stored_nbytes` has all.
+        """
+        return self._total
+
+    def evict(self) -> int:
+        """Spill the next value, whatever the budget; many small ones go together.
+
+        Returns
+        -------
+        int
+            Bytes that it took in memory; -1 when none could be spilled. The log says
+            why. Never raises.
+        """
+        try:
+            if self._stuck:
+                self._stuck = False
+                self._memory.retry()
+            while True:
+                victims = self._next_victims()
+                if not victims:
+                    return -1
+                self._evict(victims)
+                gone = [slot.nbytes for slot in victims if not slot.alive]
+                if gone:
+                    self._trim_heap()
+                    return sum(gone)
+        except Exception:  # distributed's monitor must go on, whatever happens
+            log.exception(FAILED)
+            return -1
+
+    # -- steps -------------------------------------------------------------------------
+
+    def _next_victims(self) -> list[Slot]:
+        """Who leaves next: one, or so many small ones that a pack is worth it."""
+        memory = self._memory
+        count, share = len(self._slots), 0
+        if count >= FEWEST_PACKED and memory.used // count < SMALL:
+            share = memory.used // ROOM
+        with self.lock:
+            victims, leaving = memory.victims(memory.used - max(1, share))
+            memory.left(leaving)
+        return victims
+
+    def _evict(self, victims: Sequence[Slot]) -> None:
+        """Write victims where that is needed, and let them go; those that fail stay."""
+        memory, spill = self._memory, self._spill
+        values = [memory.values.get(slot.key) for slot in victims]
+        count, nbytes = spill.written, spill.written_bytes
+        began = time.perf_counter()
+        allowed, failed = self._allowed(victims)
+        failed += self._write_out(allowed, keep=False)
+        if spill.written > count:
+            seconds = time.perf_counter() - began
+            nbytes = spill.written_bytes - nbytes
+            self._count_metric("disk-write", nbytes, seconds, spill.written - count)
+        for slot, value in zip(victims, values, strict=True):
+            if not slot.alive:
+                self._spills += 1
+                self._freed += slot.nbytes
+                self._count_spilled(slot)
+                self._hold(slot.key, value)
+        for slot, error in failed:
+            with self.lock:
+                memory.keep(slot)
+            self._stuck = True
+            if slot.key == self._setting:
+                self._refused[:] = [error]  # it is for `__setitem__` to say
+            else:
+                self._report(slot.key, error)
+
+    def _allowed(
+        self, victims: Sequence[Slot]
+    ) -> tuple[list[Slot], list[tuple[Slot, Exception]]]:
+        """Those whose files there is room for, and those that must stay."""
+        if self._max_spill is None:
+            return list(victims), []
+        allowed: list[Slot] = []
+        failed: list[tuple[Slot, Exception]] = []
+        room = self._max_spill - self.stored_nbytes
+        for slot in victims:
+            size = slot.nbytes if slot.dirty else 0
+            if size > room:
+                failed.append((slot, errors.StoreError(FULL, key=slot.key)))
+            else:
+                room -= size
+                allowed.append(slot)
+        return allowed, failed
+
+    def _report(self, key: Hashable, error: Exception) -> None:
+        """Log why a value stays in memory, once for each key."""
+        if key in self._reported:
+            return
+        self._reported.add(key)
+        if not _is_of_disk(error):
+            log.error("Failed to pickle %r", key, exc_info=error)
+        elif str(error) == FULL:
+            log.warning(FULL)
+        else:
+            log.error(FAILED, exc_info=error)
+
+    def _hold(self, key: Hashable, value: Any) -> None:
+        """Remember a value for as long as somebody else does."""
+        with contextlib.suppress(TypeError):  # it takes no weak references, as a list
+            self._held[key] = value
+
+    def _forget(self, key: Hashable) -> None:
+        """What was known of a value on disk."""
+        self._held.pop(key, None)
+        self._uncount(key)
+
+    def _count_spilled(self, slot: Slot) -> None:
+        entry = self._manifest.index.get(slot.key)
+        if entry is not None:
+            self._uncount(slot.key)
+            size = self._size(slot.nbytes, entry.size)
+            self._spilled[slot.key] = size
+            self._total += size
+
+    def _uncount(self, key: Hashable) -> None:
+        size = self._spilled.pop(key, None)
+        if size is not None:
+            self._total -= size
+
+    def _count_metric(
+        self, label: str, nbytes: int, seconds: float | None = None, count: int = 1
+    ) -> None:
+        """Add to the sums, and to those of what the worker is doing just now."""
+        figures = {"count": count, "bytes": nbytes, "seconds": seconds}
+        for unit, figure in figures.items():
+            if figure is not None:
+                self.cumulative_metrics[label, unit] += figure
+                self._digest_metric(label, figure, unit)
+
+    def _trim_heap(self) -> None:
+        """Have the allocator return memory, since the process has too much of it."""
+        if self._freed >= min(GIVE_BACK_AFTER, self._memory.budget // GIVE_BACK_SHARE):
+            self._freed = 0
+            system.give_back_memory()
+
+
+class _Slow(Mapping[Any, Any]):
+    """The values that are on disk only."""
+
+    __slots__ = ("_chest",)
+
+    def __init__(self, chest: SpillChest) -> None:
+        self._chest = chest
+
+    def __getitem__(self, key: Hashable) -> Any:
+        if key not in self._chest._spilled:
+            raise KeyError(key)
+        return self._chest._read(key)[0]
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter([*self._chest._spilled])
+
+    def __len__(self) -> int:
+        return len(self._chest._spilled)
+
+    def __repr__(self) -> str:
+        return f"<{len(self)} values on disk>"
+
+
+def _is_of_disk(error: Exception) -> bool:
+    """Whether the disk refused, not the value."""
+    return not isinstance(error, errors.EncodingError | errors.KeyEncodingError)
+
+
+def dask_setup(worker: Worker) -> None:
+    """Give a worker that starts a `SpillChest`: dask calls this on a *preload*.
+
+    With ``--preload chest.dask`` on the command line of ``dask worker``,
+    ``preload="chest.dask"`` for a ``LocalCluster``, or for all of them the setting
+    ``distributed.worker.preload``. The budget is ``distributed.worker.memory.target`` of
+    the worker's memory limit, and ``max-spill`` holds, as they are for distributed's own.
+    A worker without memory limit, or with ``data=`` of its own, keeps what it has.
+
+    Parameters
+    ----------
+    worker : distributed.Worker
+        One that has no data yet.
+    """
+    from distributed.spill import SpillBuffer
+
+    manager = worker.memory_manager
+    if type(manager.data) is not SpillBuffer:
+        return
+    share = manager.memory_target_fraction
+    budget = int(manager.memory_limit * share) if share else sys.maxsize
+    max_spill = None if manager.max_spill is False else manager.max_spill
+    data = SpillChest(worker.local_directory, budget, max_spill)
+    manager.data = worker.state.data = data

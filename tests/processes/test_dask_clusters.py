@@ -1,0 +1,134 @@
+"""Chests in real dask clusters: workers that spill, die, and share results."""
+
+from __future__ import annotations
+
+import os
+import signal
+import warnings
+
+import numpy as np
+import pytest
+
+pytest.importorskip("distributed")
+
+import dask
+import dask.array as da
+from distributed import Client, LocalCluster, Worker, wait
+
+from chest import Chest
+from chest.dask import SpillChest, compute, get
+
+MB = 1_000_000
+
+
+@pytest.fixture
+def cluster(tmp_path):
+    """Start clusters in a folder that must be empty afterwards."""
+    started = []
+
+    def start(**options):
+        home = tmp_path / "workers"
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            made = LocalCluster(
+                dashboard_address=None,
+                local_directory=str(home),
+                threads_per_worker=1,
+                **options,
+            )
+        client = Client(made)
+        started.append((client, made, home))
+        return client
+
+    yield start
+    while started:
+        client, made, home = started.pop()
+        workers = [each for each in made.workers.values() if isinstance(each, Worker)]
+        client.close()
+        made.close()
+        for worker in workers:  # of this process, which does not end with them
+            worker.data.close()
+        left = [name for _, _, names in os.walk(home) for name in names]
+        assert [name for name in left if not name.endswith("lock")] == []
+
+
+def test_a_worker_spills_into_a_chest_and_shows_it(cluster):
+    options = {"available_memory": 4 * MB}
+    client = cluster(
+        n_workers=1, processes=False, memory_limit="1GB", data=(SpillChest, options)
+    )
+    x = da.random.default_rng(1).random((2000, 1000), chunks=(250, 1000)).persist()
+    wait(x)
+
+    (worker,) = client.cluster.workers.values()
+    assert type(worker.data) is SpillChest
+    assert worker.data.memory_usage <= 4 * MB
+    assert worker.data.slow
+    assert x.sum().compute() > 0
+
+    client.sync(worker.heartbeat)
+    (state,) = client.cluster.scheduler.workers.values()
+    assert state.metrics["spilled_bytes"]["disk"] > 8 * MB
+    del x, state, worker
+
+
+def test_the_preload_gives_each_worker_its_own_budget(cluster):
+    client = cluster(
+        n_workers=1, processes=False, memory_limit="100MB", preload="chest.dask"
+    )
+
+    (worker,) = client.cluster.workers.values()
+
+    assert type(worker.data) is SpillChest is type(worker.state.data)
+    assert worker.data.available_memory == 60 * MB
+    assert client.submit(sum, [1, 2]).result() == 3
+    del worker
+
+
+@pytest.mark.slow
+def test_a_product_five_times_larger_than_the_memory_finishes(cluster):
+    client = cluster(n_workers=2, memory_limit="400MB", preload="chest.dask")
+    n = 22_000  # squared: 3.9 GB
+    x = (da.zeros((n, n), chunks=(n // 22, n)) + 1).persist()
+    wait(x)
+
+    assert (x @ x.sum(axis=0)).sum().compute() == float(n) ** 3
+    spilled = client.run(lambda dask_worker: dask_worker.data.spilled_total.disk)
+    assert sum(spilled.values()) > 3000 * MB
+
+
+@pytest.mark.slow
+def test_the_run_ends_right_though_a_worker_is_killed(cluster):
+    client = cluster(n_workers=2, memory_limit="300MB", preload="chest.dask")
+    x = (da.zeros((8000, 8000), chunks=(400, 8000)) + 1).persist()
+    wait(x)
+    pids = list(client.run(os.getpid).values())
+    result = client.compute((x @ x.sum(axis=0)).sum())
+
+    os.kill(pids[0], signal.SIGKILL)
+
+    assert result.result(timeout=100) == 8000.0**3
+
+
+@pytest.mark.slow
+def test_workers_share_results_and_a_second_session_computes_nothing(
+    cluster, chest_dir, tmp_path
+):
+    calls = str(tmp_path / "calls")
+
+    def double(block):
+        with open(calls, "a") as file:
+            file.write("x")
+        return block * 2
+
+    x = da.from_array(np.arange(100.0), chunks=25)
+    x = x.map_blocks(double, dtype=float, meta=np.empty(0))
+    client = cluster(n_workers=2, memory_limit="1GB")
+    with Chest(chest_dir) as c:
+        assert compute(x.sum(), store=c) == (9900,)
+    assert os.path.getsize(calls) == 4
+
+    with Chest(chest_dir) as c:
+        assert compute(x.sum(), store=c, scheduler=client) == (9900,)
+        assert dask.compute(x.mean(), scheduler=get(c, client.get)) == (99,)
+    assert os.path.getsize(calls) <= 8

@@ -1,0 +1,195 @@
+"""Queues between processes: exactly once, woken at once, nothing lost with the dead."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import queue
+import signal
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from chest import DurableQueue
+from tests.processes import helpers
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:This process .* is multi-threaded:DeprecationWarning"
+)
+
+
+def produce(q: DurableQueue, me: int, count: int) -> None:
+    """Put numbered items."""
+    for i in range(count):
+        q.put((me, i))
+    q.close()
+
+
+def consume(q: DurableQueue, results: Any, stop_after: int) -> None:
+    """Get until there is None; with a lease, and killed in the middle of one."""
+    got = []
+    while True:
+        item = q.get()
+        if item is None:
+            if q.lease:
+                q.ack(item)
+            break
+        got.append(item)
+        if len(got) == stop_after:
+            results.put((os.getpid(), got))
+            results.close()
+            results.join_thread()
+            os.kill(os.getpid(), signal.SIGKILL)
+        if q.lease:
+            q.ack(item)
+    results.put((os.getpid(), got))
+    q.close()
+
+
+def run_many(
+    path: Path, count: int, *, lease: float | None, method: str = "fork"
+) -> Counter[Any]:
+    """4 producers, 4 consumers; with a lease one of these is killed. What was got."""
+    context: Any = multiprocessing.get_context(method)
+    results = context.Queue()
+    with DurableQueue(path, lease=lease) as q:
+        producers = [
+            context.Process(target=produce, args=(q, me, count)) for me in range(4)
+        ]
+        stops = [count // 8 if lease and me == 0 else 0 for me in range(4)]
+        consumers = [
+            context.Process(target=consume, args=(q, results, stop)) for stop in stops
+        ]
+        for process in [*producers, *consumers]:
+            process.start()
+        for process in producers:
+            process.join(100)
+            assert process.exitcode == 0
+        first = [results.get(timeout=100)] if lease else []
+        # What the dead one held comes back before these, which are put last.
+        if lease:
+            consumers[0].join(100)
+            assert consumers[0].exitcode == -signal.SIGKILL
+            q.join()
+        for _ in range(4):
+            q.put(None)
+        lists = first + [results.get(timeout=100) for _ in range(4 - len(first))]
+        for process in consumers:
+            process.join(100)
+            process.close()
+        for process in producers:
+            process.close()
+    results.close()
+    results.join_thread()
+    for _, got in lists:
+        for me in range(4):
+            if not lease:
+                mine = [i for who, i in got if who == me]
+                assert mine == sorted(mine)  # first in, first out
+    return Counter(item for _, got in lists for item in got)
+
+
+def check_exactly_once(path: Path, count: int, method: str = "fork") -> None:
+    got = run_many(path, count, lease=None, method=method)
+    assert set(got.values()) == {1}
+    assert len(got) == 4 * count
+
+
+def check_at_least_once(path: Path, count: int) -> None:
+    got = run_many(path, count, lease=300)
+    assert len(got) == 4 * count
+    twice = [item for item, times in got.items() if times > 1]
+    assert len(twice) == 1  # what the dead one held, and nothing else
+
+
+def test_four_producers_and_four_consumers_pass_each_item_once(
+    chest_dir: Path,
+) -> None:
+    check_exactly_once(chest_dir, 100)
+
+
+def test_what_a_killed_consumer_held_comes_to_another(chest_dir: Path) -> None:
+    check_at_least_once(chest_dir, 100)
+
+
+@pytest.mark.slow
+def test_ten_thousand_items_pass_once(chest_dir: Path) -> None:
+    check_exactly_once(chest_dir, 2_500, "spawn")
+
+
+@pytest.mark.slow
+def test_ten_thousand_items_and_a_kill(chest_dir: Path) -> None:
+    check_at_least_once(chest_dir, 2_500)
+
+
+def test_a_get_is_woken_by_another_process_and_hardly_works_meanwhile(
+    chest_dir: Path,
+) -> None:
+    """Measured in looks, because seconds depend on the day: 5 ms between two."""
+    put = "import chest, sys; chest.DurableQueue(sys.argv[1]).put('hello')"
+    naps: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        naps.append(seconds)
+        if len(naps) == 20:
+            helpers.run(put, chest_dir)
+
+    with DurableQueue(chest_dir, sleep=sleep) as q:
+        assert q.get() == "hello"
+    assert len(naps) == 20
+    assert max(naps) <= 0.005
+    assert naps[-10:] == [0.005] * 10
+
+
+def test_a_forked_child_takes_part_and_its_death_gives_back(chest_dir: Path) -> None:
+    with DurableQueue(chest_dir, lease=1000) as q:
+        q.put_many(["a", "b"])
+        mine = q.get()
+
+        def child() -> None:
+            assert q.get() == "b"
+            q.put("c")
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        assert helpers.forked(child) == -signal.SIGKILL
+        q._leases._looked = 0
+        assert q.get() == "b"
+        assert q.get() == "c"
+        assert q.ack(mine)
+
+
+def test_a_forked_child_does_not_end_its_parents_leases(chest_dir: Path) -> None:
+    with DurableQueue(chest_dir, lease=1000) as q:
+        q.put("a")
+        item = q.get()
+
+        def child() -> None:
+            with pytest.raises(ValueError, match="was not returned"):
+                q.ack(item)
+            q.close()
+
+        assert helpers.forked(child) == 0
+        q._leases._looked = 0
+        with pytest.raises(queue.Empty):
+            q.get_nowait()
+        assert q.ack(item)
+
+
+def test_flushed_items_are_on_disk_or_live_whenever_the_process_is_killed(
+    chest_dir: Path,
+) -> None:
+    script = """
+import queue, sys
+from chest import FlushQueue
+class Q(FlushQueue, queue.Queue):
+    path = sys.argv[1]
+q = Q()
+for i in range(3):
+    q.put(i)
+q.flush()
+"""
+    helpers.run(script, chest_dir)
+    with DurableQueue(chest_dir, name="flushed") as saved:
+        assert [saved.get() for _ in range(3)] == [0, 1, 2]
