@@ -221,10 +221,13 @@ class SmallTier:
             "pickle": "it is a pickle, and trust='data' reads none",
         }
         reason = ways.get(
-            entry.format, f"its format {entry.format!r} is not known here"
+            entry.format.partition("+")[0],
+            f"its format {entry.format!r} is not known here",
         )
         kind = (
-            errors.UntrustedError if entry.format == "pickle" else errors.DecodingError
+            errors.UntrustedError
+            if entry.format.startswith("pickle")
+            else errors.DecodingError
         )
         msg = f"{path} cannot be read: {reason}"
         raise kind(msg, key=key, path=path)

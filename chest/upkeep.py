@@ -129,6 +129,7 @@ class Upkeep(Settling):
             loads=self._spill.loaded,
             loaded_nbytes=self._spill.loaded_bytes,
             saved=sum(each.saved for each in self._savers),
+            compression=self._spill.compression,
         )
 
     def __repr__(self) -> str:

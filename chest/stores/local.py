@@ -26,7 +26,7 @@ from chest.protocols import Buffer, Source
 
 __all__ = ["MAP_FROM", "Discard", "Draft", "FolderDraft", "LocalStore", "untrusted"]
 
-MAGICS = (b"CHESTPK1", b"CHESTDT1")  # at the end of the formats' files
+MAGICS = (b"CHESTPK1", b"CHESTDT1", b"CHESTPZ1")  # at the end of the formats' files
 log = logging.getLogger("chest")
 
 MAP_FROM = 1 << 20  # bytes; below, reading a file is quicker than mapping it
