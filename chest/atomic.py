@@ -10,6 +10,7 @@ present value is small, or the user's to keep small.
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from itertools import islice
 from numbers import Number
@@ -334,6 +335,7 @@ class Atomic(Bulk):
             key, value, None, None if ttl is None else expiry.deadline(ttl)
         )
         new.written.entry.cost = round(seconds, 6)
+        new.written.entry.made = int(time.time())
         try:
             with self._publishing():
                 replaced = self._accept([new])

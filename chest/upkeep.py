@@ -129,6 +129,7 @@ class Upkeep(Settling):
             loads=self._spill.loaded,
             loaded_nbytes=self._spill.loaded_bytes,
             saved=sum(each.saved for each in self._savers),
+            compression=self._spill.compression,
         )
 
     def __repr__(self) -> str:
@@ -263,12 +264,15 @@ class Upkeep(Settling):
         return self._trim(most, older_than)
 
     def _written_before(self, keys: Iterable[Any], seconds: float) -> list[Any]:
-        """Those whose file was written that long ago; what has no file is new."""
+        """Those that were computed, or else whose file was written, that long ago."""
         now, found = time.time(), []
         for key in keys:
             entry = self._manifest.index.get(key)
-            status = self._spill.store.home.stat(entry.name) if entry else None
-            if now - (status.st_mtime if status else now) >= seconds:
+            made: float = entry.made if entry else now
+            if not made and entry:
+                status = self._spill.store.home.stat(entry.name)
+                made = status.st_mtime if status else now
+            if now - made >= seconds:
                 found.append(key)
         return found
 
@@ -351,7 +355,8 @@ class Upkeep(Settling):
         for start in range(0, len(pairs), BATCH_KEYS):
             some = pairs[start : start + BATCH_KEYS]
             small = [
-                Small(key, births[key], theirs.raw(key, entry)) for key, entry in some
+                Small(key, births[key], theirs.raw(key, entry), made=entry.made)
+                for key, entry in some
             ]
             batch = self._spill.pack(small)
             with self._publishing():

@@ -250,6 +250,28 @@ class TestPop:
             assert "k" not in other
 
 
+class TestNames:
+    @pytest.mark.parametrize("size", [100_000, 3_000_000])
+    def test_a_late_removal_never_hits_who_has_the_name_now(
+        self, two: tuple[Chest, Chest], size: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        one, other = two
+        one.set_many({"x": bytes(size)})
+        delete = one._spill.delete
+
+        def late(names: Any) -> None:
+            other.compact()  # its sweep takes what no record holds
+            other.set_many({"x": bytes([7]) * size})
+            other.set_many({"x": bytes([8]) * size})
+            delete(names)
+
+        monkeypatch.setattr(one._spill, "delete", late)
+        one.delete_many(["x"])
+        assert one["x"] == other["x"] == bytes([8]) * size
+        with Chest(one.path) as third:
+            assert third["x"][0] == 8
+
+
 class TestDeadlines:
     def test_an_expired_key_is_absent_for_every_operation(self, two, clock) -> None:
         one, other = two
