@@ -231,10 +231,7 @@ class Atomic(Bulk):
         KeyError
             There is no such key.
         """
-        self._look()
-        slot, entry = self._slots.get(key), self._manifest.index.get(key)
-        if slot is None and entry is None:
-            raise KeyError(key)
+        slot, entry = self._known(key)
         # What was set and not published yet has no deadline.
         return None if entry is None or (slot and slot.dirty) else entry.expires
 

@@ -310,7 +310,10 @@ class Folder:
         self._prune(name)
 
     def set_aside(self, name: str) -> str:
-        """Give a file the name of an unpublished one, and return that."""
+        """Give a file or folder the name of an unpublished one, and return that.
+
+        Who has it open goes on.
+        """
         aside = f"{TEMPORARY}{os.getpid():x}-{secrets.token_hex(4)}"
         self._rename_out(name, aside)
         self._prune(name)

@@ -163,12 +163,12 @@ class SmallTier:
             if is_shared(entry):
                 continue
             try:
-                if entry.format == "zarr":
-                    left[name] = None  # it is locked, and set aside, by who removes it
-                elif entry.size < SLOW_NBYTES:
+                if entry.size < SLOW_NBYTES and entry.format != "zarr":
                     self.store.delete(name)
                 else:
                     left[self.store.set_aside(name)] = None
+            except FileNotFoundError:
+                continue  # somebody removed it by hand
             except OSError as error:
                 # To the sweep; what it held is replaced already.
                 log.info("%s is left: %s", self.store.home.join(name), error)

@@ -16,6 +16,7 @@ from chest import facts, reprs, system
 from chest.conflict import Settling
 from chest.engine import Engine
 from chest.index import AnyEntry, same
+from chest.memory import Slot
 from chest.packing import FEWEST_PACKED
 from chest.packs import BATCH_KEYS, Batch, Packed, Small
 from chest.small import is_small
@@ -87,10 +88,7 @@ class Upkeep(Settling):
         KeyError
             There is no such key.
         """
-        self._look()
-        slot, entry = self._slots.get(key), self._manifest.index.get(key)
-        if slot is None and entry is None:
-            raise KeyError(key)
+        slot, entry = self._known(key)
         path = self.key_to_filename(key)
         stored = entry.format if entry is not None else self._settings.format
         own = slot.options[0] if slot is not None and slot.options else None
@@ -106,6 +104,14 @@ class Upkeep(Settling):
             in_memory=slot is not None,
             dirty=slot is not None and slot.dirty,
         )
+
+    def _known(self, key: Hashable) -> tuple[Slot | None, AnyEntry | None]:
+        """What memory and manifest have of *key*, at least one of them; KeyError."""
+        self._look()
+        slot, entry = self._slots.get(key), self._manifest.index.get(key)
+        if slot is None and entry is None:
+            raise KeyError(key)
+        return slot, entry
 
     def stats(self) -> facts.Stats:
         """Counts since the chest was opened, and its present state. O(keys)."""
@@ -186,10 +192,7 @@ class Upkeep(Settling):
         KeyError
             There is no such key.
         """
-        self._look()
-        slot, entry = self._slots.get(key), self._manifest.index.get(key)
-        if slot is None and entry is None:
-            raise KeyError(key)
+        slot, entry = self._known(key)
         if slot is not None and slot.dirty:
             self._raise_first(self._write_out([slot], keep=False))
         elif entry is not None and is_small(entry):

@@ -339,7 +339,7 @@ class LocalStore:
             log.info("%s is left: somebody reads it", self.home.join(name))
 
     def set_aside(self, name: str) -> str:
-        """Give a file the name of an unpublished one, and return that."""
+        """Take its name from a value, for `delete`; returns the one that it has now."""
         return self.home.set_aside(name)
 
     def used(self, name: str) -> None:
