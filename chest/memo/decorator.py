@@ -208,16 +208,21 @@ class Memo(Generic[P, R]):
         return value
 
     def _answer(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        # Taken before the code is looked at: should that change from now on, what is
+        # remembered here is thrown away with it.
+        quick = self._quick
         key = self.key(*args, **kwargs)
-        found = self._find(key, args, kwargs)
-        if found is not MISSING:
-            return found
-        self.chest._manifest.check_writable()  # before it was computed in vain
-        with flights.alone(self._home, _file(key)):
-            found = self._find(key, args, kwargs)  # somebody else was quicker
-            if found is not MISSING:
-                return found
-            return self._compute(key, args, kwargs)
+        found = self._find(key)
+        if found is MISSING:
+            self.chest._manifest.check_writable()  # before it was computed in vain
+            with flights.alone(self._home, _file(key)):
+                found = self._find(key)  # somebody else was quicker
+                if found is MISSING:
+                    return self._compute(key, args, kwargs)
+        value, seconds = found
+        if not kwargs:
+            self._remember(quick, args, (key, seconds, type(value) in SCALARS))
+        return value
 
     def _compute(
         self, key: tuple[str, str, str], args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -262,13 +267,8 @@ class Memo(Generic[P, R]):
             )
             raise errors.EncodingError(msg, key=key, path=error.path) from error
 
-    def _find(
-        self,
-        key: tuple[str, str, str],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-    ) -> Any:
-        """The result, if it is there, counted as a hit."""
+    def _find(self, key: tuple[str, str, str]) -> Any:
+        """The result and its seconds, counted as a hit; or that it is missing."""
         try:
             value, seconds = self.chest._fresh_value(key)
         except KeyError:
@@ -286,11 +286,14 @@ class Memo(Generic[P, R]):
         mine.saved += seconds
         if type(value) is Failure:
             raise value.error
-        if not kwargs:
-            self._remember(args, (key, seconds, type(value) in SCALARS))
-        return value
+        return value, seconds
 
-    def _remember(self, args: tuple[Any, ...], found: tuple[Any, float, bool]) -> None:
+    def _remember(
+        self,
+        quick: dict[Any, dict[Any, Any]],
+        args: tuple[Any, ...],
+        found: tuple[Any, float, bool],
+    ) -> None:
         """Find this call by its arguments from now on."""
         kinds = tuple(map(type, args))
         if self._make_key or self._calls.fixed or not SCALARS.issuperset(kinds):
@@ -302,7 +305,7 @@ class Memo(Generic[P, R]):
                 return
         if self._quick_size >= MOST_QUICK:
             self._quick, self._quick_size = {}, 0
-        self._quick.setdefault(kinds, {})[args] = found
+        quick.setdefault(kinds, {})[args] = found
         self._quick_size += 1
 
     # -- knowing -----------------------------------------------------------------------
@@ -325,9 +328,10 @@ class Memo(Generic[P, R]):
             return "version", fingerprint(self._version, code=False)
         code = self._code
         if code is None or not code.holds():
+            code = Code(self._function)
+            # Whoever comes in between finds nothing, or that the old code does not hold.
             self._quick, self._quick_size = {}, 0
-            code = self._code = Code(self._function)
-            self._holds = code.holds
+            self._code, self._holds = code, code.holds
         return "code", code.token
 
     def check(self, *args: P.args, **kwargs: P.kwargs) -> bool:
@@ -426,14 +430,14 @@ class _AsyncMemo(Memo[P, R]):
     ) -> Any:
         # docstring inherited
         key = self.key(*args, **kwargs)
-        found = self._find(key, args, kwargs)
+        found = self._find(key)
         if found is not MISSING:
-            return found
+            return found[0]
         self.chest._manifest.check_writable()
         async with flights.alone_async(self._home, _file(key)):
-            found = self._find(key, args, kwargs)
+            found = self._find(key)
             if found is not MISSING:
-                return found
+                return found[0]
             return await self._compute(key, args, kwargs)
 
     async def _compute(

@@ -47,9 +47,10 @@ class Results(Sequence[Any]):
         """One result, or some of them, unread."""
         if isinstance(index, slice):
             return Results(self._function, self._calls[index], self._keys[index])
-        args = self._calls[index]
-        found = self._function._find(self._keys[index], args, {})
-        return self._function(*args) if found is MISSING else found
+        found = self._function._find(self._keys[index])
+        if found is MISSING:
+            return self._function(*self._calls[index])
+        return found[0]
 
     def __repr__(self) -> str:
         return f"<{len(self)} results of {self._function.name}>"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import cmath
+import contextlib
 import functools
 import inspect
 import logging
@@ -45,6 +46,25 @@ class Counter:
             return [x, y, rest, z, more]
 
         return f
+
+
+@contextlib.contextmanager
+def waiting(callers: int) -> Iterator[threading.Event]:
+    """An event that is set when so many callers wait for another's computation."""
+    everyone, waits = [callers], threading.Event()
+    enter = chest.memo.flights._enter
+
+    def count(name: Any) -> Any:
+        other = enter(name)
+        if other is not None:
+            everyone[0] -= 1
+            if everyone[0] == 0:
+                waits.set()
+        return other
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(chest.memo.flights, "_enter", count)
+        yield waits
 
 
 # -------------------------------------------------------------------------- the call
@@ -296,6 +316,43 @@ def test_a_helper_that_is_replaced_while_the_program_runs_counts(c):
     assert [f(1), f(1)] == [3, 3]
 
 
+def test_a_result_that_map_found_before_a_change_answers_for_no_later_call(c):
+    space = define("def g(x): return x\ndef f(x): return g(x)\n")
+    f = memoize(c)(space["f"])
+    found = chest.map(f, range(3), progress=False)
+    space["g"] = lambda x: x + 100
+    assert f(1) == 101
+
+    assert found[1] == 1  # what there was to be had when it was asked for
+
+    assert [f(1), f(1)] == [101, 101]
+
+
+def test_a_thread_that_waited_through_a_change_files_nothing_for_later_calls(c):
+    begun, go = threading.Event(), threading.Event()
+
+    def pause(x: int) -> int:
+        begun.set()
+        go.wait(20)
+        return x
+
+    space = define("def f(x): return g(x)\n", g=pause)
+    f = memoize(c)(space["f"])
+    threads = [threading.Thread(target=f, args=(1,)) for _ in range(2)]
+    with waiting(1) as waits:
+        for thread in threads:
+            thread.start()
+        begun.wait(20)
+        waits.wait(20)
+        space["g"] = lambda x: x + 100
+        assert f(2) == 102  # which sees the change
+        go.set()
+        for thread in threads:
+            thread.join()
+
+    assert [f(1), f(1)] == [101, 101]
+
+
 def test_notebooks_functions_of_one_name_do_not_answer_for_each_other(c):
     """joblib#1096."""
     one = memoize(c)(define("def f(x): return 'one'")["f"])
@@ -448,14 +505,8 @@ def test_recursion_does_not_wait_for_itself(c):
     def fib(n):
         return n if n < 2 else fib(n - 1) + fib(n - 2)
 
-    @memoize(c)
-    def again(depth=[3]):  # noqa: B006
-        depth[0] -= 1
-        return again() if depth[0] else "end"
-
     assert fib(20) == 6765
     assert fib.cache_info().misses == 21
-    assert again.__wrapped__([1]) == "end"
 
 
 def test_a_call_with_the_same_arguments_inside_itself_is_computed(c):
@@ -510,13 +561,15 @@ def test_threads_that_ask_for_one_result_wait_for_one_computation(c):
 
     found: list[Any] = []
     threads = [threading.Thread(target=lambda: found.append(slow(1))) for _ in range(8)]
-    threads[0].start()
-    begun.wait(20)
-    for thread in threads[1:]:
-        thread.start()
-    go.set()
-    for thread in threads:
-        thread.join()
+    with waiting(7) as waits:
+        threads[0].start()
+        begun.wait(20)
+        for thread in threads[1:]:
+            thread.start()
+        assert waits.wait(20)
+        go.set()
+        for thread in threads:
+            thread.join()
 
     assert found == [[1]] * 8
     assert calls == [1]
@@ -543,13 +596,21 @@ def test_when_the_one_that_computes_raises_another_takes_over(c):
         except ValueError as error:
             failed.append(error)
 
-    thread = threading.Thread(target=first)
-    thread.start()
-    begun.wait(20)
-    go.set()
+    found: list[int] = []
+    threads = [
+        threading.Thread(target=first),
+        threading.Thread(target=lambda: found.append(flaky(1))),
+    ]
+    with waiting(1) as waits:
+        threads[0].start()
+        begun.wait(20)
+        threads[1].start()
+        assert waits.wait(20)
+        go.set()
+        for thread in threads:
+            thread.join()
 
-    assert flaky(1) == 1
-    thread.join()
+    assert found == [1]
     assert len(failed) == 1
     assert calls == [1, 1]
 
