@@ -8,8 +8,11 @@ from __future__ import annotations
 
 from chest.fingerprint import code, values
 
+HANDLERS = values.HANDLERS
 Code = code.Code
+Walk = values.Walk
 is_own = code.is_own
 plain_function = code.plain_function
 fingerprint = values.fingerprint
+sealed = values.sealed
 token = values.token

@@ -255,6 +255,8 @@ class _Survey:
             self._globals(function.__globals__, facts)
         else:
             self.say("installed", function.__module__, code.co_qualname)
+            if code.co_name == "<lambda>":  # a module may have many
+                self.say(_Facts(self._walk, code).token)
         registry = getattr(function, "registry", None)  # of functools.singledispatch
         if isinstance(registry, types.MappingProxyType):
             for kind in sorted(registry, key=operator.attrgetter("__qualname__")):
@@ -503,12 +505,17 @@ _codes: weakref.WeakKeyDictionary[Any, Code] = weakref.WeakKeyDictionary()
 
 def _code(walk: Walk, thing: Any) -> bytes:
     """A function or class that is an argument, or an argument's type."""
-    own = (
-        _is_own_module(thing.__module__)
-        if isinstance(thing, type)
-        else is_own(thing.__code__.co_filename) or thing.__closure__
-    )
-    if not own or not walk.code:
+    if isinstance(thing, type):
+        own = walk.code and _is_own_module(thing.__module__)
+    else:
+        # Lambdas and functions that were made by one function share a name; so where
+        # code does not count, that of a function does, as long as it is an argument.
+        own = (
+            is_own(thing.__code__.co_filename)
+            or thing.__closure__
+            or "<" in thing.__qualname__
+        )
+    if not own:
         return named(walk, thing)
     name = marshal.dumps(f"{thing.__module__}.{thing.__qualname__}", VERSION)
     code = _codes.get(thing)

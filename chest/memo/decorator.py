@@ -21,7 +21,14 @@ from typing import Any, Generic, NamedTuple, ParamSpec, TypeVar, cast
 
 from chest import errors, expiry, reprs
 from chest.core import Chest
-from chest.fingerprint import Code, fingerprint, plain_function
+from chest.fingerprint import (
+    HANDLERS,
+    Code,
+    Walk,
+    fingerprint,
+    plain_function,
+    sealed,
+)
 from chest.memo import flights
 from chest.memo.calls import Calls
 from chest.sizing import SCALARS
@@ -611,6 +618,21 @@ def _check_kind(function: Any, plain: Any, name: str) -> None:
     if not callable(function):
         msg = f"memoize() takes a function, not {errors.short(function)}"
         raise TypeError(msg)
+
+
+def _memo(walk: Walk, value: Memo[Any, Any]) -> bytes:
+    """A memoized function as an argument: what it does, whatever chest it has."""
+    fixed = walk.tokens(value._calls.fixed)
+    return sealed(b"memo", walk.token(value.name), walk.token(value._what()), fixed)
+
+
+def _bound(walk: Walk, value: _Bound) -> bytes:
+    """A memoized method as an argument."""
+    return sealed(b"method", walk.tokens([value.__self__, value.__func__]))
+
+
+HANDLERS[Memo] = _memo
+HANDLERS[_Bound] = _bound
 
 
 def _name(plain: Any) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 import datetime
 import enum
@@ -488,6 +489,34 @@ def test_a_function_is_an_argument_by_its_code():
     assert token(one) == token(same) != token(other)
     assert token(len) != token(sum)
     assert token([].append) != token([1].append)
+
+
+def test_functions_of_one_name_in_two_modules_of_a_package_are_two():
+    linalg = pytest.importorskip("scipy.linalg")
+    sparse = pytest.importorskip("scipy.sparse.linalg")
+
+    assert fingerprint(linalg.norm) != fingerprint(sparse.norm)
+    assert fingerprint(linalg.norm, code=False) != fingerprint(sparse.norm, code=False)
+
+
+def test_lambdas_of_an_installed_module_are_told_apart():
+    one, other = (
+        eval(compile(f"lambda x: x + {n}", pathlib.__file__, "eval")) for n in (1, 2)
+    )
+
+    assert not is_own(one.__code__.co_filename)
+    assert fingerprint(one) != fingerprint(other)
+    assert fingerprint(one, code=False) != fingerprint(other, code=False)
+
+
+def test_what_an_installed_decorator_wraps_counts():
+    one, other = (define(f"def f(): yield {n}")["f"] for n in (1, 2))
+
+    for more in ({}, {"code": False}):
+        found = [
+            fingerprint(contextlib.contextmanager(f), **more) for f in (one, other)
+        ]
+        assert found[0] != found[1]
 
 
 class Slotted(dict):

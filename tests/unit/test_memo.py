@@ -369,6 +369,50 @@ def test_a_version_takes_over_from_the_code(c):
         assert f(1) == {"a": 1, "b": 3}[version]
 
 
+def adder(n: int) -> Any:
+    return lambda x: x + n
+
+
+def test_functions_of_one_name_are_other_arguments_also_under_a_version(c):
+    @memoize(c, version=1)
+    def apply(function, x):
+        return function(x)
+
+    @memoize(c, key=lambda function, x: (function, x))
+    def keyed(function, x):
+        return function(x)
+
+    for f in (apply, keyed):
+        assert f(lambda x: x + 1, 1) == 2
+        assert f(lambda x: x + 2, 1) == 3
+        assert f(adder(3), 1) == 4
+        assert f(adder(4), 1) == 5
+
+
+def test_memoized_functions_are_arguments_by_their_code_or_version(c):
+    @memoize(c)
+    def apply(function, x):
+        return function(x)
+
+    def of(n: int, **options: Any) -> Any:
+        return memoize(c, **options)(define(f"def f(x): return x + {n}")["f"])
+
+    assert [apply(of(n), 1) for n in (1, 2)] == [2, 3]
+    assert [apply(of(n, version=n), 1) for n in (1, 2)] == [2, 3]
+    assert apply.key(of(1, version=1), 1) == apply.key(of(2, version=1), 1)
+
+    class Sum:
+        def __init__(self, n: int) -> None:
+            self.n = n
+
+        @memoize(c)
+        def add(self, x):
+            return self.n + x
+
+    assert [apply(Sum(n).add, 1) for n in (5, 6)] == [6, 7]
+    assert apply.key(Sum(5).add, 1) == apply.key(Sum(5).add, 1)
+
+
 def test_a_step_depends_on_the_steps_that_it_calls(c):
     text = "@memo\ndef low(x): return x * {}\n@memo\ndef f(x): return low(x) + 1\n"
 
