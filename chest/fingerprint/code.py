@@ -62,6 +62,7 @@ UNSAID: Final = NOTES | {
     "__weakref__",
     "_abc_impl",
 }
+WHOLE: Final = "*"  # in place of names: the module itself was imported
 IMMUTABLE: Final = (
     str,
     bytes,
@@ -101,7 +102,7 @@ class Code:
 
     def __init__(self, thing: Any) -> None:
         survey = _Survey()
-        survey.visit(thing)
+        survey.visit_all(thing)
         self.token = sealed(b"code", *survey.parts)
         self._check = _checker(survey)
 
@@ -161,6 +162,13 @@ class _Survey:
         self.missing: dict[int, tuple[Mapping[str, Any], set[str]]] = {}
         self._seen: dict[int, tuple[int, Any]] = {}
         self._walk = Walk()
+        self._later: list[types.ModuleType] = []  # or the walk would be very deep
+
+    def visit_all(self, thing: Any) -> None:
+        """Add *thing* and the modules that were met on the way."""
+        self.visit(thing)
+        for module in self._later:  # which grows meanwhile
+            self._module(module)
 
     def say(self, *about: Any) -> None:
         """Add plain data."""
@@ -191,7 +199,11 @@ class _Survey:
         inner = _inside(thing)
         if inner is not None:
             self._each(inner)
-        elif isinstance(thing, types.BuiltinFunctionType | types.ModuleType):
+        elif isinstance(thing, types.ModuleType):
+            self.say("module", thing.__name__)
+            if _is_own_module(thing.__name__):
+                self._later.append(thing)
+        elif isinstance(thing, types.BuiltinFunctionType):
             self.say(getattr(thing, "__module__", None), thing.__name__)
             owner = getattr(thing, "__self__", None)
             if not isinstance(owner, types.ModuleType):
@@ -233,7 +245,7 @@ class _Survey:
     def _alone(self, thing: Any) -> bytes:
         """One member of a set, wherever in the set it stands."""
         other = _Survey()
-        other.visit(thing)
+        other.visit_all(thing)
         return sealed(b"member", *other.parts)
 
     # -- functions ---------------------------------------------------------------------
@@ -279,10 +291,29 @@ class _Survey:
             if chain[0] not in facts.stored:
                 self._follow(space, chain)
         for home, names in sorted(facts.imports):
+            if WHOLE in names:
+                self._each(_own_imports(home, space))
+                continue
             module = _own_import(home, space)
             if module is not None:
                 for name in names:
+                    if name not in vars(module):  # a module that comes with it
+                        _own_import(f"{module.__name__}.{name}", space)
                     self._follow(vars(module), (name,))
+
+    def _module(self, module: types.ModuleType) -> None:
+        """Visit all that is in a module of which it is not seen what is used."""
+        self.say("all of", module.__name__)
+        space = vars(module)
+        functions = [
+            each for each in space.values() if isinstance(each, types.FunctionType)
+        ]
+        state = set().union(
+            *[_Facts(self._walk, each.__code__).stored for each in functions]
+        )
+        for name in sorted(set(space) - state):
+            if not (name.startswith("__") and name.endswith("__")):
+                self._follow(space, (name,))
 
     def _follow(self, space: Mapping[str, Any], chain: tuple[str, ...]) -> None:
         """Visit what a name stands for, through modules of the user's own."""
@@ -297,9 +328,10 @@ class _Survey:
         if isinstance(value, types.ModuleType):
             if rest and _is_own_module(value.__name__):
                 self._follow(vars(value), tuple(rest))
-            else:
+                return
+            if rest:
                 self.say("module", value.__name__)
-            return
+                return
         self.visit(value)
 
     # -- classes -----------------------------------------------------------------------
@@ -400,12 +432,16 @@ class _Facts:
     def _import(
         self, name: str, value: Any, arg: int | None, said: list[Any], known: list[str]
     ) -> list[str]:
-        """Collect ``from home import names``; *said* has the level before the names."""
+        """Collect ``from home import names``; *said* has the level before the names.
+
+        Of ``import home``, which says no names, it is `WHOLE`.
+        """
         if name == "IMPORT_NAME":
             if known:
                 self.imports.add((known[0], tuple(known[1:])))
             level = next((each for each in said[-3::-2] if type(each) is int), 0)
-            return ["." * level + value]
+            plain = [WHOLE] if said[-1] is None else []
+            return ["." * level + value, *plain]
         if name == "IMPORT_FROM" and known:
             known.append(value)
         return known
@@ -459,12 +495,24 @@ def _own_import(home: str, space: dict[str, Any]) -> types.ModuleType | None:
         name = importlib.util.resolve_name(home, space.get("__package__"))
         if name not in sys.modules:
             spec = importlib.util.find_spec(name)
-            if spec is None or not spec.origin or not is_own(spec.origin):
-                return None
+            if spec is None or (spec.origin and not is_own(spec.origin)):
+                return None  # a folder without __init__ has no origin
             importlib.import_module(name)
     except (ImportError, ValueError):
         return None  # the function itself will say so, if it comes to that
     return sys.modules[name] if _is_own_module(name) else None
+
+
+def _own_imports(home: str, space: dict[str, Any]) -> list[types.ModuleType]:
+    """The user's own modules among those that ``import a.b.c`` imports."""
+    found: list[types.ModuleType] = []
+    parts = home.split(".")
+    for most in range(1, len(parts) + 1):
+        module = _own_import(".".join(parts[:most]), space)
+        if module is None:
+            break
+        found.append(module)
+    return found
 
 
 def _inside(thing: Any) -> list[Any] | None:

@@ -425,6 +425,65 @@ def test_modules_of_ones_own_are_followed(monkeypatch):
     assert code("def f():\n    from own_helpers import g\n    return g()") != within
 
 
+@pytest.fixture
+def own_package(monkeypatch, tmp_path):
+    """A package of the user's own, with modules that were not imported yet."""
+    name = f"own_package_{next(numbered)}"
+    folder = tmp_path / name
+    folder.mkdir()
+    (folder / "__init__.py").write_text("def top(): return 1\n")
+    for each in ("mod", "other"):
+        (folder / f"{each}.py").write_text(
+            "n = 0\ndef g(): return h()\ndef h(): return 1\n"
+            "def count():\n    global n\n    n += 1\n"
+        )
+    monkeypatch.syspath_prepend(tmp_path)
+    yield name
+    for each in [each for each in sys.modules if each.partition(".")[0] == name]:
+        del sys.modules[each]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "def f():\n    import {}.mod\n    return {}.mod.g()",
+        "def f():\n    import {}.mod as m\n    return m.g()",
+        "def f():\n    from {} import mod\n    return mod.g()",
+        "def f():\n    from {} import other, mod as m\n    return m.g()",
+        "def f():\n    from {}.mod import g\n    return g()",
+        "import {}.mod as own\ndef f():\n    m = own\n    return m.g()",
+        "import {}.mod as own\ndef f():\n    return getattr(own, 'g')()",
+        "import {}.mod as own\ndef make(m): return lambda: m.g()\nf = make(own)",
+        "import {}.mod as own\ndef f(m=own):\n    return m.g()",
+    ],
+)
+def test_modules_of_ones_own_are_followed_wherever_they_are_met(own_package, text):
+    f = define(text.replace("{}", own_package))["f"]
+    held = Code(f)
+    module = sys.modules[f"{own_package}.mod"]
+    module.n = 7  # what a function of its own counts up is state
+    assert held.token == Code(f).token
+    assert f() == 1
+
+    module.h = lambda: 2
+
+    assert not held.holds()
+    assert Code(f).token != held.token
+
+
+def test_an_imported_package_of_ones_own_is_followed_where_its_name_is_bound(
+    own_package,
+):
+    text = "def f():\n    import {}.mod\n    return {}.top()"
+    f = define(text.replace("{}", own_package))["f"]
+    held = Code(f)
+
+    sys.modules[own_package].top = lambda: 2
+
+    assert not held.holds()
+    assert Code(f).token != held.token
+
+
 def test_what_is_installed_is_its_name():
     assert is_own(__file__)
     assert not is_own(pathlib.__file__)
