@@ -221,9 +221,8 @@ class _Survey:
     def _mutable(self, thing: Any) -> None:
         """What can change does not count; what its class does, does."""
         self.say("mutable")
-        if not _is_own_module(type(thing).__module__):
-            return
-        self.visit(type(thing))
+        if _is_own_module(type(thing).__module__):
+            self.visit(type(thing))
         if callable(thing):  # perhaps a decorator, with the function that it wraps
             for name, held in sorted(getattr(thing, "__dict__", {}).items()):
                 if isinstance(held, types.FunctionType | types.MethodType | type):
@@ -527,7 +526,7 @@ def _inside(thing: Any) -> list[Any] | None:
         named = [each for pair in sorted(thing.keywords.items()) for each in pair]
         return [thing.func, *thing.args, *named]
     if callable(getattr(thing, "__wrapped__", None)):
-        return [thing.__wrapped__]
+        return [type(thing), thing.__wrapped__]
     params = getattr(type(thing), "__dataclass_params__", None)
     if getattr(params, "frozen", False):
         kind = type(thing)

@@ -660,6 +660,12 @@ def test_a_column_that_may_have_gaps_is_another():
         "class D:\n def __init__(self, g): self.g = g\n"
         " def __call__(self, x): return self.g(x)\n"
         "@D\ndef h(x): return '{}'\ndef f(x): return h(x)",
+        "import functools\nclass D:\n"
+        " def __init__(self, g): functools.update_wrapper(self, g)\n"
+        " def __call__(self, x): return self.__wrapped__(x), '{}'\n"
+        "@D\ndef h(x): return x\ndef f(x): return h(x)",
+        "import numpy\n@numpy.vectorize\ndef h(x): return '{}'\n"
+        "def f(x): return h(x)",
     ],
 )
 def test_code_that_stands_in_odd_places_counts(text):
