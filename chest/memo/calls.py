@@ -48,33 +48,21 @@ class Calls:
     def __init__(
         self, function: Any, name: str, ignore: Iterable[str], *, code: bool
     ) -> None:
-        try:
-            signature = inspect.signature(function)
-        except ValueError:  # some builtins have none
-            signature = ANYTHING
         self._name, self._code = name, code
         self._ignored = frozenset(ignore)
         self.fixed = _fixed(function)
-        names = [*signature.parameters]
-        kinds = [each.kind for each in signature.parameters.values()]
-        self._more = (
-            kinds.index(inspect.Parameter.VAR_KEYWORD)
-            if inspect.Parameter.VAR_KEYWORD in kinds
-            else -1
-        )
-        unknown = self._ignored - set(names)
-        if unknown and self._more < 0:
+        own, wrapped = _signatures(function)
+        last = name.rpartition(".")[2]
+        self._shape = _Shape(wrapped or own, last, self._ignored)
+        # What a wrapper takes may be more or less than what it wraps does.
+        self._wrapper = _Shape(own, last, self._ignored) if wrapped else None
+        unknown = self._ignored - set(self._shape.names)
+        if unknown and self._shape.more < 0:
             msg = (
                 f"{name} has no parameter {min(unknown)!r} to ignore; it has "
-                f"{', '.join(names) or 'none'}"
+                f"{', '.join(self._shape.names) or 'none'}"
             )
             raise ValueError(msg)
-        self._kept = [
-            (place, each)
-            for place, each in enumerate(names)
-            if each not in self._ignored
-        ]
-        self.bind = _binder(signature, name.rpartition(".")[2])
 
     def token(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bytes:
         """Bytes that stand for a call, however its arguments are spelled.
@@ -86,11 +74,18 @@ class Calls:
         FingerprintError
             One of them has no fingerprint; the message has the ways out.
         """
-        values = self.bind(*args, **kwargs)
+        shape = self._shape
+        try:
+            values = shape.bind(*args, **kwargs)
+        except TypeError:
+            if self._wrapper is None:
+                raise
+            shape = self._wrapper
+            values = shape.bind(*args, **kwargs)
         parts: list[Any] = [self._part(each, "self") for each in self.fixed]
-        for place, name in self._kept:
+        for place, name in shape.kept:
             value = values[place]
-            if place == self._more and self._ignored:
+            if place == shape.more and self._ignored:
                 value = {k: v for k, v in value.items() if k not in self._ignored}
             parts += [name, self._part(value, name)]
         return token(parts)
@@ -105,6 +100,51 @@ class Calls:
                 f"with key= what tells one call from another"
             )
             raise FingerprintError(msg, key=name) from error
+
+
+class _Shape:
+    """One signature.
+
+    Attributes
+    ----------
+    bind : callable
+        Arguments → values, in the order of the parameters.
+    names : list of str
+    kept : list of (int, str)
+        Places and names of the parameters that matter.
+    more : int
+        Place of ``**kwargs``; -1: it has none.
+    """
+
+    def __init__(
+        self, signature: inspect.Signature, name: str, ignored: frozenset[str]
+    ) -> None:
+        self.bind = _binder(signature, name)
+        self.names = [*signature.parameters]
+        kinds = [each.kind for each in signature.parameters.values()]
+        more = inspect.Parameter.VAR_KEYWORD
+        self.more = kinds.index(more) if more in kinds else -1
+        self.kept = [
+            (place, each)
+            for place, each in enumerate(self.names)
+            if each not in ignored
+        ]
+
+
+def _signatures(function: Any) -> tuple[inspect.Signature, inspect.Signature | None]:
+    """What a function takes itself; and what it wraps, if it passes all of that on."""
+    try:
+        own = inspect.signature(function, follow_wrapped=False)
+    except ValueError:  # some builtins have none
+        own = ANYTHING
+    kinds = [each.kind for each in own.parameters.values()]
+    if kinds != [each.kind for each in ANYTHING.parameters.values()]:
+        return own, None
+    try:
+        wrapped = inspect.signature(function)
+    except ValueError:
+        return own, None
+    return own, None if wrapped == own else wrapped
 
 
 def _fixed(function: Any) -> list[Any]:

@@ -421,6 +421,50 @@ def test_a_step_depends_on_the_steps_that_it_calls(c):
     assert found == [3, 5, 3]
 
 
+def test_a_call_is_bound_as_the_wrapper_takes_it(c):
+    def slow_mode(inner):
+        @functools.wraps(inner)
+        def outer(x, mode="slow"):
+            return inner(x, mode=mode)
+
+        return outer
+
+    def fast_unless_asked(inner):
+        @functools.wraps(inner)
+        def outer(*args, mode="fast", **more):
+            return inner(*args, mode=mode, **more)
+
+        return outer
+
+    def with_seven(inner):
+        @functools.wraps(inner)
+        def outer(*args, **more):
+            return inner(7, *args, **more)
+
+        return outer
+
+    def through(inner):
+        @functools.wraps(inner)
+        def outer(*args, **more):
+            return inner(*args, **more)
+
+        return outer
+
+    def work(x, mode="slow"):
+        return mode, x
+
+    f = memoize(c)(fast_unless_asked(work))
+    assert [f(1), f(1, mode="slow")] == [("fast", 1), ("slow", 1)]
+    f = memoize(c)(with_seven(lambda x, y: (x, y)))
+    assert [f(1), f(2), f(1)] == [(7, 1), (7, 2), (7, 1)]
+    f = memoize(c)(slow_mode(lambda x, mode: (mode, x)))
+    assert [f(1), f(1, "fast")] == [("slow", 1), ("fast", 1)]
+    f = memoize(c)(through(work))
+    assert f.key(1) == f.key(x=1) == f.key(1, mode="slow")
+    with pytest.raises(TypeError):
+        f(1, 2, 3)
+
+
 def test_partials_of_one_function_are_told_apart(c):
     """joblib#1497: partials of one function threw out each other's results."""
     counter = Counter()
