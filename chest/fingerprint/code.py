@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import builtins
 import contextlib
+import dataclasses
 import datetime
 import decimal
 import dis
@@ -36,7 +37,15 @@ from typing import Any, Final
 
 from chest.errors import FingerprintError
 from chest.fingerprint import libraries
-from chest.fingerprint.values import HANDLERS, SCALARS, VERSION, Walk, named, sealed
+from chest.fingerprint.values import (
+    HANDLERS,
+    SCALARS,
+    VERSION,
+    Walk,
+    named,
+    sealed,
+    token,
+)
 
 __all__ = ["Code", "is_own", "plain_function"]
 
@@ -72,7 +81,6 @@ IMMUTABLE: Final = (
     datetime.timedelta,
     datetime.tzinfo,
     decimal.Decimal,
-    enum.Enum,
     operator.attrgetter,
     operator.itemgetter,
     operator.methodcaller,
@@ -139,6 +147,13 @@ def _checker(survey: _Survey) -> Callable[[], bool]:
         f"{name(cell)}.cell_contents is {name(cell.cell_contents)}"
         for cell in survey.cells
     ]
+    checks += [
+        f"{name(registry)} == {name(dict(registry))}" for registry in survey.registries
+    ]
+    checks += [
+        f"{name(token)}({name(value)}) == {name(found)}"
+        for value, found in survey.changing
+    ]
     for space, found in survey.spaces.values():
         there = name(space)
         checks += [f"{there}[{key!r}] is {name(value)}" for key, value in found.items()]
@@ -160,6 +175,8 @@ class _Survey:
         self.cells: list[Any] = []
         self.spaces: dict[int, tuple[Mapping[str, Any], dict[str, Any]]] = {}
         self.missing: dict[int, tuple[Mapping[str, Any], set[str]]] = {}
+        self.registries: list[Mapping[Any, Any]] = []
+        self.changing: list[tuple[Any, bytes]] = []  # lists and the like, and tokens
         self._seen: dict[int, tuple[int, Any]] = {}
         self._walk = Walk()
         self._later: list[types.ModuleType] = []  # or the walk would be very deep
@@ -213,10 +230,19 @@ class _Survey:
             self._each(thing)
         elif isinstance(thing, frozenset):
             self.parts.append(sealed(b"set", *sorted(map(self._alone, thing))))
-        elif _is_immutable(thing):
-            self.say(thing)
-        else:
+        elif isinstance(thing, enum.Enum):
+            self.say("member", thing._name_)
+            self._each([type(thing), thing._value_])
+        elif not (_is_immutable(thing) and self._said(thing)):
             self._mutable(thing)
+
+    def _said(self, thing: Any) -> bool:
+        """Whether *thing* has a fingerprint, which is added."""
+        try:
+            self.say(thing)
+        except FingerprintError:
+            return False  # what it holds is only itself
+        return True
 
     def _mutable(self, thing: Any) -> None:
         """What can change does not count; what its class does, does."""
@@ -233,6 +259,7 @@ class _Survey:
         """A default, which stands in the code also where it is a list."""
         if type(value) in (list, dict, set):
             with contextlib.suppress(FingerprintError):
+                self.changing.append((value, token(value)))
                 self.say(value)
                 return
         self.visit(value)
@@ -260,7 +287,9 @@ class _Survey:
             self.say("function", facts.token)
             for default in function.__defaults__ or ():
                 self._default(default)
-            for name, default in sorted((function.__kwdefaults__ or {}).items()):
+            named = function.__kwdefaults__ or {}
+            for name, default in sorted(named.items()):
+                self.spaces.setdefault(id(named), (named, {}))[1][name] = default
                 self.say(name)
                 self._default(default)
             self._globals(function.__globals__, facts)
@@ -270,6 +299,7 @@ class _Survey:
                 self.say(_Facts(self._walk, code).token)
         registry = getattr(function, "registry", None)  # of functools.singledispatch
         if isinstance(registry, types.MappingProxyType):
+            self.registries.append(registry)
             for kind in sorted(registry, key=operator.attrgetter("__qualname__")):
                 self._each([kind, registry[kind]])
         for name, cell in zip(
@@ -343,8 +373,9 @@ class _Survey:
             self.visit(base)
         space = vars(kind)
         if issubclass(kind, enum.Enum):
-            members = kind.__members__.items()
-            self.say("members", [(name, str(each.value)) for name, each in members])
+            for name, each in kind.__members__.items():
+                self.say("member", name)
+                self.visit(each._value_)
         for name in sorted(space):
             value = space[name]
             if name in UNSAID or isinstance(value, enum.Enum):
@@ -522,7 +553,9 @@ def _inside(thing: Any) -> list[Any] | None:
         return [thing.fget, thing.fset, thing.fdel]
     if isinstance(thing, functools.cached_property):
         return [thing.func]
-    if isinstance(thing, functools.partial):
+    if isinstance(thing, functools.singledispatchmethod):
+        return [thing.dispatcher]
+    if isinstance(thing, functools.partial | functools.partialmethod):
         named = [each for pair in sorted(thing.keywords.items()) for each in pair]
         return [thing.func, *thing.args, *named]
     if callable(getattr(thing, "__wrapped__", None)):
@@ -530,7 +563,8 @@ def _inside(thing: Any) -> list[Any] | None:
     params = getattr(type(thing), "__dataclass_params__", None)
     if getattr(params, "frozen", False):
         kind = type(thing)
-        return [kind, *(getattr(thing, name) for name in kind.__dataclass_fields__)]
+        names = [each.name for each in dataclasses.fields(thing)]
+        return [kind, *(getattr(thing, each, None) for each in names)]
     return None
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from chest.errors import FingerprintError
 from chest.fingerprint import token
+from chest.sizing import SCALARS
 
 __all__ = ["Calls"]
 
@@ -24,6 +25,8 @@ ANYTHING = inspect.Signature(
         inspect.Parameter("kwargs", inspect.Parameter.VAR_KEYWORD),
     ]
 )
+
+FUNCTIONS = types.FunctionType | types.BuiltinFunctionType | type  # and "no default"
 
 
 class Calls:
@@ -52,6 +55,13 @@ class Calls:
         self._ignored = frozenset(ignore)
         self.fixed = _fixed(function)
         own, wrapped = _signatures(function)
+        # Whether equal arguments make equal calls always: no default, and nothing that a
+        # partial or a bound method adds, can be another later.
+        self.settled = not self.fixed and all(
+            _is_settled(each.default)
+            for signature in (own, wrapped or own)
+            for each in signature.parameters.values()
+        )
         last = name.rpartition(".")[2]
         self._shape = _Shape(wrapped or own, last, self._ignored)
         # What a wrapper takes may be more or less than what it wraps does.
@@ -100,6 +110,12 @@ class Calls:
                 f"with key= what tells one call from another"
             )
             raise FingerprintError(msg, key=name) from error
+
+
+def _is_settled(default: Any) -> bool:
+    if type(default) is tuple:
+        return all(map(_is_settled, default))
+    return type(default) in SCALARS or isinstance(default, FUNCTIONS)
 
 
 class _Shape:

@@ -17,7 +17,7 @@ import threading
 import types
 import zoneinfo
 from decimal import Decimal
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -515,6 +515,8 @@ def test_a_frozen_dataclass_counts_as_a_constant():
         "g.__code__ = (lambda x: x).__code__",
         "g.__defaults__ = (3,)",
         "g.__kwdefaults__ = {'z': 3}",
+        "g.__kwdefaults__['z'] = 3",
+        "g.__kwdefaults__.clear()",
         "B.m = g",
         "A.m = g",
     ],
@@ -531,6 +533,54 @@ def test_a_change_of_anything_that_counts_is_noticed(change):
     exec(change, space)
 
     assert not held.holds()
+
+
+@pytest.mark.parametrize(
+    "change",
+    ["g.register(str, len)", "g.register(int, len)"],
+)
+def test_a_function_that_is_registered_later_is_noticed(change):
+    space = define(
+        "import functools\n@functools.singledispatch\ndef g(x): return 1\n"
+        "@g.register\ndef _(x: int): return 2\ndef f(x): return g(x)"
+    )
+    held = Code(space["f"])
+    assert held.holds()
+
+    exec(change, space)
+
+    assert not held.holds()
+    assert Code(space["f"]).token != held.token
+
+
+def test_members_of_an_enumeration_count_by_name_type_and_value():
+    text = "import enum\nclass E(enum.Enum):\n A = {}\n B = {}\ndef f(): return E"
+
+    assert code(text.format(1, 2)) == code(text.format(1, 2))
+    assert code(text.format(1, 2)) != code(text.format("'1'", 2))
+    assert code(text.format("object()", 2)) == code(text.format("object()", 2))
+    one, other = (text.format(f"(lambda: {n},)", 2) for n in (1, 2))
+    assert code(one) == code(one) != code(other)
+
+
+def test_a_captured_member_without_fingerprint_is_no_error():
+    text = "import enum\nclass E(enum.Enum):\n A = object()\nK = E.A\ndef f(): return K"
+
+    assert code(text) == code(text)
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    x: int
+    y: dataclasses.InitVar[int]
+    z: ClassVar[int]
+
+
+def test_a_frozen_dataclass_counts_by_its_fields_alone():
+    def of(x: int, y: int) -> bytes:
+        return code("def f(): return K", K=Settings(x, y))
+
+    assert of(1, 2) == of(1, 3) != of(2, 2)
 
 
 def test_a_change_of_anything_else_is_not():
@@ -657,6 +707,10 @@ def test_a_column_that_may_have_gaps_is_another():
         "import numpy\nk = numpy.dtype([('{}', 'i4')])\ndef f(x): return k",
         "import functools\n@functools.singledispatch\ndef g(x): return 1\n"
         "@g.register\ndef _(x: int): return '{}'\ndef f(x): return g(x)",
+        "import functools\nclass A:\n @functools.singledispatchmethod\n"
+        " def m(self, x): return '{}'\ndef f(x): return A().m(x)",
+        "import functools\nclass A:\n def n(self, k): return k\n"
+        " m = functools.partialmethod(n, '{}')\ndef f(x): return A().m()",
         "class D:\n def __init__(self, g): self.g = g\n"
         " def __call__(self, x): return self.g(x)\n"
         "@D\ndef h(x): return '{}'\ndef f(x): return h(x)",
