@@ -146,11 +146,11 @@ class Memo(Generic[P, R]):
         self, chest: Chest, function: Any, options: dict[str, Any], name: str = ""
     ) -> None:
         plain = plain_function(function)
+        functools.update_wrapper(self, plain)  # first: it brings the other's attributes
         if isinstance(function, staticmethod):
             function = plain
         self.name = name or _name(plain)
         _check_kind(function, plain, self.name)
-        functools.update_wrapper(self, plain)
         self.__wrapped__ = function
         self.chest = chest
         self._options = options
@@ -242,7 +242,7 @@ class Memo(Generic[P, R]):
         except Exception as error:
             seconds = self._computed(start)
             if self._catches:
-                self._keep(key, Failure(error), seconds)
+                self._keep_failure(key, error, seconds)
             raise
         self._keep(key, value, self._computed(start))
         return value
@@ -260,7 +260,7 @@ class Memo(Generic[P, R]):
     def _keep(self, key: tuple[str, str, str], value: Any, seconds: float) -> None:
         try:
             self.chest._keep(key, value, seconds, self._ttl)
-        except errors.StoreError as error:
+        except (errors.StoreError, errors.LockTimeout, errors.DroppedError) as error:
             # What was computed is worth more than that it is kept.
             warnings.warn(
                 f"a result of {self.name} could not be written: {error}",
@@ -273,6 +273,20 @@ class Memo(Generic[P, R]):
                 f"{error}"
             )
             raise errors.EncodingError(msg, key=key, path=error.path) from error
+
+    def _keep_failure(
+        self, key: tuple[str, str, str], error: Exception, seconds: float
+    ) -> None:
+        """Keep an exception; the caller gets it in any case."""
+        try:
+            self._keep(key, Failure(error), seconds)
+        except errors.EncodingError as why:
+            warnings.warn(
+                f"the {type(error).__name__} that {self.name} raised cannot be kept: "
+                f"{why.__cause__}",
+                RuntimeWarning,
+                stacklevel=5,
+            )
 
     def _find(self, key: tuple[str, str, str]) -> Any:
         """The result and its seconds, counted as a hit; or that it is missing."""
@@ -303,7 +317,7 @@ class Memo(Generic[P, R]):
     ) -> None:
         """Find this call by its arguments from now on."""
         kinds = tuple(map(type, args))
-        if self._make_key or self._calls.fixed or not SCALARS.issuperset(kinds):
+        if self._make_key or not self._calls.settled or not SCALARS.issuperset(kinds):
             return
         for each in args:
             if type(each) is complex or (type(each) is float and not each):
@@ -460,7 +474,7 @@ class _AsyncMemo(Memo[P, R]):
         except Exception as error:
             seconds = self._computed(start)
             if self._catches:
-                await asyncio.to_thread(self._keep, key, Failure(error), seconds)
+                await asyncio.to_thread(self._keep_failure, key, error, seconds)
             raise
         await asyncio.to_thread(self._keep, key, value, self._computed(start))
         return value
@@ -482,6 +496,9 @@ class _Bound:
                 return functools.partial(_forget, found, self.__self__)
             return functools.partial(found, self.__self__)
         return found
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Bound, (self.__func__, self.__self__)
 
     def __repr__(self) -> str:
         return f"<bound {self.__func__!r} of {self.__self__!r}>"

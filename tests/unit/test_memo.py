@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import cmath
 import contextlib
+import copy
 import functools
 import inspect
 import logging
@@ -353,6 +354,31 @@ def test_a_thread_that_waited_through_a_change_files_nothing_for_later_calls(c):
     assert [f(1), f(1)] == [101, 101]
 
 
+def test_a_default_that_is_changed_in_place_counts(c):
+    for options in ({}, {"version": 1}):
+
+        @memoize(c, **options)
+        def f(x, weights=[1]):  # noqa: B006
+            return x * weights[0]
+
+        weights = f.__wrapped__.__defaults__[0]
+        assert [f(5), f(5), f(x=5)] == [5, 5, 5]
+
+        weights[0] = 2
+
+        assert [f(5), f(5), f(x=5)] == [10, 10, 10]
+
+
+def test_a_default_of_a_helper_that_is_changed_in_place_counts(c):
+    space = define("def g(x, w=[1]): return x * w[0]\ndef f(x): return g(x)\n")
+    f = memoize(c)(space["f"])
+    assert [f(5), f(5)] == [5, 5]
+
+    space["g"].__defaults__[0][0] = 2
+
+    assert [f(5), f(5)] == [10, 10]
+
+
 def test_notebooks_functions_of_one_name_do_not_answer_for_each_other(c):
     """joblib#1096."""
     one = memoize(c)(define("def f(x): return 'one'")["f"])
@@ -612,12 +638,31 @@ def test_a_call_with_the_same_arguments_inside_itself_is_computed(c):
 def test_a_memoized_function_can_be_pickled(c):
     local = Counter().memoized(c)
 
-    copy = pickle.loads(pickle.dumps(local))
+    copied = pickle.loads(pickle.dumps(local))
     try:
-        assert copy.key(1) == local.key(1)
+        assert copied.key(1) == local.key(1)
         assert pickle.loads(pickle.dumps(at_module_level)) is at_module_level
     finally:
-        copy.chest.close()
+        copied.chest.close()
+
+
+class Times:
+    def __init__(self, by: int) -> None:
+        self.by = by
+
+    def of(self, x: int) -> int:
+        return self.by * x
+
+
+def test_a_memoized_method_of_an_object_can_be_copied_and_pickled(c):
+    bound = memoize(c)(Times.of).__get__(Times(3))
+
+    copied = pickle.loads(pickle.dumps(bound))
+    try:
+        assert copied(2) == bound(2) == copy.copy(bound)(2) == 6
+        assert copied.key(2) == bound.key(2)
+    finally:
+        copied.__func__.chest.close()
 
 
 def _module_level() -> Any:
@@ -742,6 +787,46 @@ def test_exceptions_are_not_kept_unless_asked(c):
     assert len(counter.calls) == 3
     assert isinstance(c[kept.key(7)], Failure)
     assert kept.was_hit
+
+
+def test_an_exception_that_cannot_be_kept_comes_through_all_the_same(c):
+    class Locked(Exception):
+        def __init__(self) -> None:
+            self.lock = threading.Lock()
+
+    @memoize(c, on_error="cache")
+    def f(x):
+        raise Locked
+
+    with (
+        pytest.warns(RuntimeWarning, match="the Locked that .*f raised cannot be kept"),
+        pytest.raises(Locked),
+    ):
+        f(1)
+
+
+@pytest.mark.parametrize(
+    "error", [errors.LockTimeout("late"), errors.DroppedError("gone")], ids=type
+)
+def test_no_trouble_of_the_chest_loses_a_result(c, monkeypatch, error):
+    def refuse(*_: object) -> None:
+        raise error
+
+    f = memoize(c)(lambda x: [x])
+    monkeypatch.setattr(Chest, "_keep", refuse)
+
+    with pytest.warns(errors.SpillWarning, match="could not be written"):
+        assert f(1) == [1]
+
+
+def test_an_attribute_of_the_function_does_not_take_the_memos_place(c):
+    def f(x):
+        return x
+
+    f.name, f.chest = "mine", None
+
+    assert memoize(c)(f).name.endswith("f")
+    assert memoize(c)(f)(1) == 1
 
 
 # --------------------------------------------------------------------------- knowing
