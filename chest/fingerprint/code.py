@@ -6,7 +6,8 @@ Does not own: values that are passed (`values`).
 
 Comments, docstrings, annotations and line numbers do not count: the compiled instructions
 do, with the constants, names and helpers they refer to. So other minor versions of Python
-have other fingerprints. Of what is installed only the name counts.
+have other fingerprints. Annotations of a function within another do count: they are
+evaluated each time. Of what is installed only the name counts.
 """
 
 from __future__ import annotations

@@ -138,13 +138,22 @@ def _dtype(walk: Walk, value: Any) -> bytes:
 def _frame(walk: Walk, value: Any) -> bytes:
     """Index, columns and each column: not the blocks they lie in."""
     columns = [value.iloc[:, place].array for place in range(value.shape[1])]
-    held = [type(value), value.columns, value.index, dict(value.attrs)]
+    held = [type(value), value.columns, value.index, dict(value.attrs), *_more(value)]
     return sealed(b"frame", walk.tokens(held), *[_column(walk, one) for one in columns])
 
 
 def _series(walk: Walk, value: Any) -> bytes:
-    held = [type(value), value.name, value.index, dict(value.attrs)]
+    held = [type(value), value.name, value.index, dict(value.attrs), *_more(value)]
     return sealed(b"series", walk.tokens(held), _column(walk, value.array))
+
+
+def _more(value: Any) -> list[Any]:
+    """What a subclass says that pandas shall carry along."""
+    return [
+        getattr(value, name, None)
+        for name in value._metadata
+        if name not in ("name", "_name")
+    ]
 
 
 def _index(walk: Walk, value: Any) -> bytes:
@@ -235,8 +244,10 @@ def _chunk(chunk: Any, gaps: Any, lengths: Any, data: Any) -> None:
             # What lies under a gap is anything; nothing of it may count.
             _, buffer = chunk.buffers()
             width = chunk.type.bit_width // 8
-            whole = np.frombuffer(buffer, np.uint8).reshape(-1, width)
-            data.update(whole[chunk.offset : chunk.offset + len(chunk)][~missing])
+            first = chunk.offset * width
+            used = memoryview(buffer)[first : first + len(chunk) * width]
+            whole = np.frombuffer(used, np.uint8).reshape(-1, width)
+            data.update(whole[~missing])
             return
         width = chunk.type.bit_width // 8
         first = chunk.offset * width

@@ -681,6 +681,26 @@ def test_times_of_pandas_are_told_apart_by_zone_and_unit():
     assert len({fingerprint(time) for time in times}) == 4
 
 
+def test_a_column_with_gaps_in_a_buffer_that_is_too_long_has_a_fingerprint():
+    pa = pytest.importorskip("pyarrow")
+    buffers = [pa.py_buffer(b"\x05"), pa.py_buffer(bytes(range(29)))]
+    long = pa.Array.from_buffers(pa.int64(), 3, buffers)
+
+    assert fingerprint(long) == fingerprint(pa.array(long.to_pylist()))
+
+
+def test_what_a_subclass_of_a_frame_declares_counts():
+    pd = pytest.importorskip("pandas")
+
+    class Measured(pd.DataFrame):
+        _metadata = ("unit",)
+
+    one, other = Measured({"a": [1]}), Measured({"a": [1]})
+    one.unit, other.unit = "m", "km"
+
+    assert fingerprint(one) != fingerprint(other)
+
+
 def test_a_column_that_may_have_gaps_is_another():
     pa = pytest.importorskip("pyarrow")
     strict = pa.schema([pa.field("a", pa.int64(), nullable=False)])
@@ -718,8 +738,7 @@ def test_a_column_that_may_have_gaps_is_another():
         " def __init__(self, g): functools.update_wrapper(self, g)\n"
         " def __call__(self, x): return self.__wrapped__(x), '{}'\n"
         "@D\ndef h(x): return x\ndef f(x): return h(x)",
-        "import numpy\n@numpy.vectorize\ndef h(x): return '{}'\n"
-        "def f(x): return h(x)",
+        "import numpy\n@numpy.vectorize\ndef h(x): return '{}'\ndef f(x): return h(x)",
     ],
 )
 def test_code_that_stands_in_odd_places_counts(text):
