@@ -31,7 +31,7 @@ Name = tuple[str, str]  # folder and fingerprint
 
 _guard = threading.Lock()
 _flights: dict[Name, concurrent.futures.Future[None]] = {}
-_held: set[int] = set()  # descriptors of the locks
+_held: set[int] = set()  # descriptors of the locks, had or waited for
 _inherited: frozenset[Name] = frozenset()  # computed by the process we were forked from
 _mine: ContextVar[frozenset[Name]] = ContextVar("mine", default=frozenset())
 
@@ -105,11 +105,13 @@ def _leave(name: Name) -> None:
 def _open(home: Folder, fingerprint: str) -> int | None:
     """The file whose lock is the right to compute; None where there can be none."""
     try:
-        return home.open(_file(fingerprint), os.O_RDWR | os.O_CREAT)
+        fd = home.open(_file(fingerprint), os.O_RDWR | os.O_CREAT)
     except OSError as error:
         # A full disk, say. It is better to compute twice than not at all.
         log.info("%s: no lock for a computation: %s", home.path, error)
         return None
+    _held.add(fd)  # also while it waits: a child that is forked then must close it
+    return fd
 
 
 def _take(fd: int, *, block: bool) -> bool:
@@ -119,17 +121,20 @@ def _take(fd: int, *, block: bool) -> bool:
         if got and os.fstat(fd).st_nlink:
             return True
     except BaseException:
-        system.close(fd)
+        _close(fd)
         raise
-    system.close(fd)
+    _close(fd)
     return False
+
+
+def _close(fd: int) -> None:
+    _held.discard(fd)
+    system.close(fd)
 
 
 @contextlib.contextmanager
 def _flying(home: Folder, name: Name, fd: int | None) -> Iterator[None]:
     """Hold the lock for the block, then remove its file."""
-    if fd is not None:
-        _held.add(fd)
     inside = _mine.set(_mine.get() | {name})
     try:
         yield
