@@ -1,8 +1,7 @@
 """Fingerprints of functions and classes: what they do, not how they are written down.
 
-Owns: which code and captured data count, what is installed and what is the user's own,
-and noticing that any of it was replaced.
-Does not own: values that are passed (`values`).
+Owns: which code and captured data count, and noticing that any of it was replaced.
+Does not own: values that are passed (`values`), what is the user's own (`ownership`).
 
 Comments, docstrings, annotations and line numbers do not count: the compiled instructions
 do, with the constants, names and helpers they refer to. So other minor versions of Python
@@ -20,16 +19,11 @@ import decimal
 import dis
 import enum
 import functools
-import importlib.util
 import marshal
 import numbers
 import operator
-import os
 import pathlib
 import re
-import site
-import sys
-import sysconfig
 import types
 import uuid
 import weakref
@@ -38,6 +32,12 @@ from typing import Any, Final
 
 from chest.errors import FingerprintError
 from chest.fingerprint import libraries
+from chest.fingerprint.ownership import (
+    is_own,
+    is_own_module,
+    own_import,
+    own_imports,
+)
 from chest.fingerprint.values import (
     HANDLERS,
     SCALARS,
@@ -48,7 +48,7 @@ from chest.fingerprint.values import (
     token,
 )
 
-__all__ = ["Code", "is_own", "plain_function"]
+__all__ = ["Code", "plain_function"]
 
 assert libraries is not None  # it registers its types
 
@@ -219,7 +219,7 @@ class _Survey:
             self._each(inner)
         elif isinstance(thing, types.ModuleType):
             self.say("module", thing.__name__)
-            if _is_own_module(thing.__name__):
+            if is_own_module(thing.__name__):
                 self._later.append(thing)
         elif isinstance(thing, types.BuiltinFunctionType):
             self.say(getattr(thing, "__module__", None), thing.__name__)
@@ -248,7 +248,7 @@ class _Survey:
     def _mutable(self, thing: Any) -> None:
         """What can change does not count; what its class does, does."""
         self.say("mutable")
-        if _is_own_module(type(thing).__module__):
+        if is_own_module(type(thing).__module__):
             self.visit(type(thing))
         if callable(thing):  # perhaps a decorator, with the function that it wraps
             for name, held in sorted(getattr(thing, "__dict__", {}).items()):
@@ -322,13 +322,13 @@ class _Survey:
                 self._follow(space, chain)
         for home, names in sorted(facts.imports):
             if WHOLE in names:
-                self._each(_own_imports(home, space))
+                self._each(own_imports(home, space))
                 continue
-            module = _own_import(home, space)
+            module = own_import(home, space)
             if module is not None:
                 for name in names:
                     if name not in vars(module):  # a module that comes with it
-                        _own_import(f"{module.__name__}.{name}", space)
+                        own_import(f"{module.__name__}.{name}", space)
                     self._follow(vars(module), (name,))
 
     def _module(self, module: types.ModuleType) -> None:
@@ -356,7 +356,7 @@ class _Survey:
         value = space[name]
         self.spaces.setdefault(id(space), (space, {}))[1][name] = value
         if isinstance(value, types.ModuleType):
-            if rest and _is_own_module(value.__name__):
+            if rest and is_own_module(value.__name__):
                 self._follow(vars(value), tuple(rest))
                 return
             if rest:
@@ -368,7 +368,7 @@ class _Survey:
 
     def _class(self, kind: type) -> None:
         self.say("class", kind.__module__, kind.__qualname__)
-        if not _is_own_module(kind.__module__):
+        if not is_own_module(kind.__module__):
             return
         for base in (*kind.__bases__, type(kind)):
             self.visit(base)
@@ -386,7 +386,7 @@ class _Survey:
             self.visit(value)
         # What a base class does, until somebody gives the class its own.
         above = [
-            vars(base) for base in kind.__mro__[1:] if _is_own_module(base.__module__)
+            vars(base) for base in kind.__mro__[1:] if is_own_module(base.__module__)
         ]
         inherited = set().union(*above) - set(space) - UNSAID
         self.missing.setdefault(id(space), (space, set()))[1].update(inherited)
@@ -485,65 +485,7 @@ def _is_immutable(thing: Any) -> bool:
     return any((home, each.__name__) in IMMUTABLE_ELSEWHERE for home, each in homes)
 
 
-# ---------------------------------------------------------------------- whose is it
-
-
-@functools.cache
-def _installed() -> tuple[str, ...]:
-    """Folders of what is installed: the standard library, packages, chest itself."""
-    paths = sysconfig.get_paths()
-    found = [paths[name] for name in ("stdlib", "platstdlib", "purelib", "platlib")]
-    found += [*site.getsitepackages(), site.getusersitepackages()]
-    found.append(str(pathlib.Path(__file__).parents[1]))
-    return tuple({os.path.realpath(path) + os.sep for path in found})
-
-
-@functools.lru_cache(maxsize=4096)
-def is_own(file: str) -> bool:
-    """Whether code of this file is the user's: not installed, and not Python's.
-
-    Examples
-    --------
-    >>> is_own("<stdin>"), is_own(os.__file__)
-    (True, False)
-    """
-    if file.startswith("<"):
-        return not file.startswith("<frozen ")
-    return not os.path.realpath(file).startswith(_installed())
-
-
-def _is_own_module(name: str) -> bool:
-    module = sys.modules.get(name)
-    file = getattr(module, "__file__", None)
-    if file is not None:
-        return is_own(file)
-    return name not in sys.builtin_module_names
-
-
-def _own_import(home: str, space: dict[str, Any]) -> types.ModuleType | None:
-    """A module of the user's own that a function imports when it runs."""
-    try:
-        name = importlib.util.resolve_name(home, space.get("__package__"))
-        if name not in sys.modules:
-            spec = importlib.util.find_spec(name)
-            if spec is None or (spec.origin and not is_own(spec.origin)):
-                return None  # a folder without __init__ has no origin
-            importlib.import_module(name)
-    except (ImportError, ValueError):
-        return None  # the function itself will say so, if it comes to that
-    return sys.modules[name] if _is_own_module(name) else None
-
-
-def _own_imports(home: str, space: dict[str, Any]) -> list[types.ModuleType]:
-    """The user's own modules among those that ``import a.b.c`` imports."""
-    found: list[types.ModuleType] = []
-    parts = home.split(".")
-    for most in range(1, len(parts) + 1):
-        module = _own_import(".".join(parts[:most]), space)
-        if module is None:
-            break
-        found.append(module)
-    return found
+# ------------------------------------------------------------------ what wraps what
 
 
 def _inside(thing: Any) -> list[Any] | None:
@@ -588,7 +530,7 @@ _codes: weakref.WeakKeyDictionary[Any, Code] = weakref.WeakKeyDictionary()
 def _code(walk: Walk, thing: Any) -> bytes:
     """A function or class that is an argument, or an argument's type."""
     if isinstance(thing, type):
-        own = walk.code and _is_own_module(thing.__module__)
+        own = walk.code and is_own_module(thing.__module__)
     else:
         # Lambdas and functions that were made by one function share a name; so where
         # code does not count, that of a function does, as long as it is an argument.
