@@ -16,7 +16,7 @@ from itertools import islice
 from numbers import Number
 from typing import Any, NamedTuple, TypeVar
 
-from chest import expiry, keys
+from chest import errors, expiry, keys
 from chest.bulk import Bulk
 from chest.engine import is_readonly_array
 from chest.errors import short
@@ -193,6 +193,7 @@ class Atomic(Bulk):
                 try:
                     value = self._values[key]
                 except KeyError:
+                    self._report_miss(key, self._manifest.index.get(key))
                     value, entry, _ = self._read(key)
             except KeyError:
                 if default is MISSING:
@@ -240,17 +241,22 @@ class Atomic(Bulk):
     def _set_expiring(self, pairs: Iterable[tuple[Any, Any]], ttl: float) -> None:
         """Set and publish pairs that end in *ttl* seconds."""
         expires = expiry.deadline(ttl)
-        rest = iter(pairs)
+        rest, refused = iter(pairs), list[errors.EncodingError]()
         while some := dict(islice(rest, MOST_DRAFTS)):
             new: list[_New] = []
             try:
                 for key, value in some.items():
-                    new.append(self._encoded(key, value, None, expires))
+                    try:
+                        new.append(self._encoded(key, value, None, expires))
+                    except errors.EncodingError as error:
+                        refused.append(error)
                 with self._publishing():
                     replaced = self._accept(new)
             finally:
                 self._spill.discard(each.written for each in new)
             self._after(replaced)
+        if refused:
+            raise refused[0]
 
     def _put(
         self,
@@ -408,6 +414,8 @@ class Atomic(Bulk):
         if options:
             entry.mapped = options[1]
         self._manifest.append_one(key, entry)
+        self._spill.written += 1
+        self._spill.written_bytes += entry.size
         slot = memory.put(key, value, entry.birth, plain, buffers, slot, options)
         slot.dirty, slot.entry = False, entry
         if self._fresh:
@@ -423,6 +431,7 @@ class Atomic(Bulk):
         expires: float | None = None,
     ) -> _New:
         """Write a value that nobody sees yet; no lock is needed."""
+        self._check_open()
         self._manifest.check_writable()
         weight = weigh(value)
         total = weight[0] + sum((weight[1] or {}).values())
@@ -483,5 +492,6 @@ class Atomic(Bulk):
                     return False
             elif entry is None or not same(self._manifest.index.get(key), entry):
                 return False
-            self.delete_many([key])
+            _, names = self._delete([key])
+        self._spill.delete(names)
         return True

@@ -10,9 +10,9 @@ from collections.abc import Hashable, Iterable, Iterator, Mapping
 from itertools import islice
 from typing import Any
 
+from chest import errors
 from chest.index import AnyEntry, same
 from chest.packs import Batch, Packed
-from chest.settings import nothing
 from chest.upkeep import Upkeep
 
 __all__ = ["Bulk"]
@@ -69,22 +69,29 @@ class Bulk(Upkeep):
         Raises
         ------
         EncodingError, StoreError
-            For the first value that could not be written; those that could are published,
-            those that could not stay in memory.
+            For the first value that could not be written; those that could are published.
+            Of those that could not, one that was refused at once (by the format
+            ``"data"``) or has a *ttl* is as it was before; others stay in memory.
         """
         given = pairs.items() if isinstance(pairs, Mapping) else pairs
         if ttl is not None:
             self._set_expiring(given, ttl)
             return
-        named = []
+        named: dict[Hashable, None] = {}
+        refused: list[errors.ChestError] = []
         for key, value in given:
-            self._set(key, value, None)
-            named.append(key)
+            try:
+                self._set(key, value, None)
+            except errors.EncodingError as error:
+                refused.append(error)
+            else:
+                named[key] = None
         with self.lock:
-            slots = [
-                self._slots[key] for key in dict.fromkeys(named) if key in self._slots
-            ]
-        self._raise_first(self._write_out(slots, keep=True))
+            slots = [self._slots[key] for key in named if key in self._slots]
+        failed = self._write_out(slots, keep=True)
+        if refused:
+            raise refused[0]
+        self._raise_first(failed)
 
     def delete_many(self, keys: Iterable[Hashable]) -> int:
         """Delete those *keys* that are there, for everyone and all at once.
@@ -108,15 +115,22 @@ class Bulk(Upkeep):
         """
         wanted = dict.fromkeys(keys)
         with self._publishing():
-            find, slots = self._manifest.index.get, self._slots
-            stored = [key for key in wanted if find(key) is not None]
-            fresh = [key for key in wanted if key in self._fresh]
-            names = self._spill.remove(stored)
-            self._forget_slots(key for key in wanted if key in slots)
+            count, names = self._delete(wanted)
         self._spill.delete(names)
-        return len(stored) + len(fresh)
+        return count
 
     # -- for the floors above ----------------------------------------------------------
+
+    def _delete(self, wanted: Iterable[Hashable]) -> tuple[int, list[str]]:
+        """Delete keys, each named once; how many there were, and names to `delete`.
+
+        Locks held.
+        """
+        find, fresh = self._manifest.index.get, self._fresh
+        there = [key for key in wanted if key in fresh or find(key) is not None]
+        names = self._spill.remove([key for key in there if key not in fresh])
+        self._forget_slots(there)
+        return len(there), names
 
     def _set(self, key: Hashable, value: Any, options: Any) -> None:
         raise NotImplementedError
@@ -149,12 +163,11 @@ class Bulk(Upkeep):
             return self._values[key]
         except KeyError:
             pass
-        if self._settings.on_miss is not nothing:
-            self._settings.on_miss(key)
-        read = ahead.get(key)
+        now, read = self._manifest.index.get(key), ahead.get(key)
+        self._report_miss(key, now)
         if read is not None:
             entry, data = read
-            if same(self._manifest.index.get(key), entry):
+            if same(now, entry):
                 return self._spill.decode_small(key, entry, data)
         return self._read(key)[0]
 

@@ -224,9 +224,11 @@ def discard_if(c: Chest, key: Hashable, etag: Etag) -> Outcome:
     while True:
         if (c._etag(key) or ABSENT) == etag:
             with c._publishing():
-                if _fits(c, key, c._manifest.index.get(key), etag):
-                    c.delete_many([key])
-                    return Outcome(True, ABSENT, ABSENT)
+                fits = _fits(c, key, c._manifest.index.get(key), etag)
+                names = c._delete([key])[1] if fits else []
+            c._spill.delete(names)
+            if fits:
+                return Outcome(True, ABSENT, ABSENT)
         found = get_with_etag(c, key)
         if found.etag != etag:
             return Outcome(False, found.etag, found.value)
@@ -277,7 +279,9 @@ def transform(c: Chest, key: Hashable, change: Callable[[Any], Any]) -> Outcome:
         if outcome.done:
             return outcome
     with c._publishing():
-        return _transform(c, key, change)
+        while not (outcome := _transform(c, key, change)).done:
+            pass  # its deadline passed meanwhile
+    return outcome
 
 
 def _transform(c: Chest, key: Hashable, change: Callable[[Any], Any]) -> Outcome:

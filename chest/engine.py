@@ -262,8 +262,7 @@ class Engine(Packing):
                 return self._values[key]
             except KeyError:
                 raise KeyError(key) from None
-        if self._settings.on_miss is not nothing:
-            self._settings.on_miss(key)
+        self._report_miss(key, entry)
         if type(entry) is Packed:
             # Replaced or moved between the look and the read: `_read` looks again.
             try:
@@ -276,6 +275,11 @@ class Engine(Packing):
         return self._admit(
             key, value, entry, loaded.weight, loaded.seconds, readonly=loaded.mapped
         )
+
+    def _report_miss(self, key: Hashable, entry: AnyEntry | None) -> None:
+        """Tell the user's hook that a value is read from disk, if there is one."""
+        if self._settings.on_miss is not nothing and entry is not None:
+            self._settings.on_miss(key)
 
     def _read(
         self, key: Hashable, mapped: str | None = None

@@ -72,4 +72,5 @@ class Due:
         self._deadline = deadline
 
     def __getitem__(self, index: int) -> Any:
-        return -1 if now() >= self._deadline else self._word[index]
+        # None, which no note of what was seen is equal to: -1 may be one.
+        return None if now() >= self._deadline else self._word[index]

@@ -24,6 +24,7 @@ from chest.records import Entry
 __all__ = ["AnyEntry", "Index", "same", "unchanged"]
 
 MISSING: Any = object()
+MOST_DEADLINES = 1024  # more than twice the keys; those that hold no more are dropped
 MOST_NOTED = 1 << 16  # keys more than there are; whoever reads the journal starts anew
 LOST = (Damaged, errors.CorruptChestError)  # of a checkpoint, or of a pack it refers to
 
@@ -204,7 +205,21 @@ class Index:
         if entry.expires is not None:
             item: tuple[float, int, Any] = entry.expires, next(self._order), key
             heapq.heappush(self._deadlines, item)
+            if len(self._deadlines) > MOST_DEADLINES + 2 * len(self):
+                self._forget_deadlines()
             self.due = self._deadlines[0][0]
+
+    def _forget_deadlines(self) -> None:
+        """Drop deadlines that entries do not have any more. O(deadlines)."""
+        # A key that is touched again and again leaves one each time.
+        kept = []
+        for item in self._deadlines:
+            deadline, _, key = item
+            entry = None if type(key) is _Row else self.get(key)
+            if type(key) is _Row or (entry is not None and entry.expires == deadline):
+                kept.append(item)
+        self._deadlines = kept
+        heapq.heapify(kept)
 
     def held(self, key: Hashable) -> AnyEntry | None:
         """The entry whose value is on the disk still: the live one, or one that expired."""

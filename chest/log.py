@@ -110,9 +110,13 @@ class LogFile:
         """Whether this thread holds the folder's lock, by this or another handle."""
         return _holders.get(self._identity) == threading.get_ident()
 
+    def _forget_holder(self) -> None:
+        """No thread of this process holds the lock."""
+        _holders.pop(self._identity, None)
+
     def _unlock(self) -> None:
         """Give the lock back, and work off what waited for it."""
-        _holders.pop(self._identity, None)
+        self._forget_holder()
         self._home.unlock()
         lifetime.work_off()
 

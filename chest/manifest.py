@@ -283,6 +283,7 @@ class Manifest(LogFile):
         # flock belongs to the open file description, which parent and child share: the
         # child would keep the parent's lock alive, and release it under its feet.
         self._depth = 0
+        self._forget_holder()
         self._packs.after_fork()
         self._home.after_fork()
 

@@ -232,14 +232,14 @@ class SpillTier(ReadTier):
         StoreError
             The disk refused. None of the batch was published, no file is left.
         """
-        if not batch and not gone:
-            return []
         find = self.manifest.index.held
         ended = [(key, entry) for key in gone if (entry := find(key)) is not None]
         old = [entry for _, entry in ended]
         old += [entry for key, _, _ in batch if (entry := find(key)) is not None]
         pairs = [(key, Entry(each.text, gone="key")) for key, each in ended]
         pairs += [(key, entry) for key, entry, _ in batch]
+        if not pairs:
+            return []
         files = [each for each in batch if each.draft is not None]
         if not files:
             self.manifest.append(pairs, moved=moved)
@@ -296,7 +296,8 @@ class SpillTier(ReadTier):
             text = keys.encode(key) if type(key) is str else entry.text
             pairs.append((key, Entry(text, gone="key")))
             old.append(entry)
-        self.manifest.append(pairs)
+        if pairs:
+            self.manifest.append(pairs)
         return self.retire(old)
 
     def remove_all(self) -> list[str]:

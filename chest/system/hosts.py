@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import platform
 
-from chest.system import files, locks
+from chest.system import files, locks, places
 
 __all__ = ["claim", "this_host"]
 
@@ -18,14 +18,9 @@ LONGEST_NOTE = 1000  # bytes
 
 def this_host() -> str:
     """Name and identity of this host: another one after each start of the machine."""
-    try:
-        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
-            identity = file.read().strip()
-    except OSError:
-        import uuid
+    import uuid
 
-        identity = f"{uuid.getnode():x}"
-    return f"{platform.node()} {identity}"
+    return f"{platform.node()} {places.boot() or uuid.getnode():x}"
 
 
 def claim(fd: int) -> str:

@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 __all__ = ["FileMap", "address", "map_file", "map_shared_words", "untouched"]
 
 HUGE = 2 << 20  # bytes; a reservation of whole huge pages is given an aligned address,
+ALIGN_FROM = 16 << 20  # and then 32 MiB take 16 page faults to read instead of 500
 PAGES, WORD = "/proc/self/pagemap", 8  # bytes for each page
 HERE, OF_FILE = 3 << 62, 1 << 61  # the page has memory or swap; it shows a file
-ALIGN_FROM = 16 << 20  # and then 32 MiB take 16 page faults to read instead of 500
 
 
 class FileMap(mmap.mmap):

@@ -107,7 +107,9 @@ def trouble(operations: list[Operation]) -> str:
 
     times = sorted({op.returned for op in operations} - {math.inf})
     first = bisect.bisect_left(times, True, key=lambda time: not fits(until(time)))
-    near = sorted(op for op in until(times[first]) if op.returned >= times[first - 10])
+    near = sorted(
+        op for op in until(times[first]) if op.returned >= times[max(0, first - 10)]
+    )
     return "\n".join(["no order explains", *map(str, near)])
 
 

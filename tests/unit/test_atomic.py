@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 
 from chest import Chest, errors, expiry
+from chest.conditional import ABSENT, discard_if
+from chest.manifest import Manifest
 
 
 @pytest.fixture
@@ -88,6 +90,27 @@ class TestCounters:
             assert files(c) == {".keys", "n"} | (files(c) & {"n-2", "n-3"})
         with Chest(tmp_path / "c", **options) as c:
             assert c["n"] == 3
+
+    def test_what_is_published_one_by_one_is_counted_too(self, tmp_path) -> None:
+        with Chest(tmp_path / "c", publish="each") as c:
+            for number in range(50):
+                c[number] = number
+            c.incr("n")
+            assert c.stats().writes == 51
+            assert c.stats().written_nbytes > 51
+
+    def test_a_closed_chest_says_so(self, tmp_path) -> None:
+        c = Chest(tmp_path / "c")
+        c.close()
+        big = bytes(100_000)
+        for change in (
+            lambda: c.set("x", big, ttl=9),
+            lambda: c.set_many({"x": big}, ttl=9),
+            lambda: c.add("x", big),
+            lambda: c.incr("x"),
+        ):
+            with pytest.raises(errors.ClosedError):
+                change()
 
     def test_a_counter_survives_reopening(self, tmp_path) -> None:
         with Chest(tmp_path / "c") as c:
@@ -363,6 +386,39 @@ class TestDeadlines:
         other.compact()
         assert os.stat(os.path.join(one.path, ".keys")).st_size < 200
 
+    def test_a_reader_that_met_a_compaction_sees_deadlines_and_news(
+        self, two, clock, monkeypatch
+    ) -> None:
+        one, _ = two
+        one.set("k", 1, ttl=10)
+        load, first = Manifest._load, iter([True])
+
+        def slow(self: Manifest, *, checkpointed: bool = True) -> None:
+            load(self, checkpointed=checkpointed)
+            if next(first, False):
+                self.seen = -1  # as when the file is marked as moved while it is read
+
+        monkeypatch.setattr(Manifest, "_load", slow)
+        with Chest(one.path) as reader:
+            clock.time += 11
+            one.set_many({"y": 2})
+            assert "k" not in reader
+            assert reader["y"] == 2
+
+    def test_deadlines_that_are_put_off_again_and_again_take_no_room(
+        self, two, clock
+    ) -> None:
+        one, other = two
+        one["k"] = 1
+        for number in range(3000):
+            assert one.touch("k", 1000 + number)
+        assert len(other) == 1
+        for c in two:
+            assert len(c._manifest.index._deadlines) < 1100
+        clock.time += 1000 + 2999
+        assert not one
+        assert not other
+
     def test_a_clock_that_jumps_back_revives_nothing_that_was_ended(
         self, two, clock
     ) -> None:
@@ -552,6 +608,44 @@ class TestBulk:
         assert one.delete_many([1, 2, 2, "x", "fresh", "both", "new"]) == 5
         assert len(one) == len(other) == 98
         assert one.delete_many([]) == 0
+
+    def test_deleting_what_is_not_there_publishes_nothing(self, two) -> None:
+        one, _ = two
+        one["fresh"] = 1
+        before = os.stat(os.path.join(one.path, ".keys")).st_size
+        assert one.delete_many([]) == one.delete_many(["x", "y"]) == 0
+        assert discard_if(one, "x", ABSENT).done
+        assert one.delete_many(["fresh"]) == 1
+        assert os.stat(os.path.join(one.path, ".keys")).st_size == before
+
+    @pytest.mark.parametrize("ttl", [None, 100])
+    @pytest.mark.parametrize("form", ["pickle", "data"])
+    def test_what_cannot_be_written_holds_up_nothing_else(
+        self, tmp_path: Path, form: str, ttl: float | None
+    ) -> None:
+        pairs = {"a": 1, "b": threading.Lock(), "c": 3}
+        with (
+            Chest(tmp_path / "c", format=form) as c,
+            Chest(c.path, format=form) as other,
+        ):
+            with pytest.raises(errors.EncodingError, match='"b"'):
+                c.set_many(pairs, ttl=ttl)
+            assert dict(other) == {"a": 1, "c": 3}
+            kept = ttl is None and form == "pickle"
+            assert set(c.inmem) == ({"a", "b", "c"} if kept else {"a", "c"})
+            c.pop("b", None)
+
+    def test_a_miss_is_reported_for_what_is_read_and_nothing_else(
+        self, tmp_path: Path
+    ) -> None:
+        missed: list[Any] = []
+        with Chest(tmp_path / "c", on_miss=missed.append) as c:
+            c.set_many({n: n for n in range(100)})
+            c.flush()
+            assert c.get_many(["nope", 1]) == {1: 1}
+            assert c.pop(2) == 2
+            assert c.pop("nope", None) is None
+            assert missed == [1, 2]
 
     def test_files_of_the_deleted_go(self, two) -> None:
         one, _ = two
