@@ -146,7 +146,14 @@ class SpillTier(ReadTier):
         list
             In the order of *jobs*; an exception where one could not be written.
         """
-        return [self._attempt(job) for job in jobs]
+        written: list[Written | Exception] = []
+        try:
+            for job in jobs:
+                written.append(self._attempt(job))
+        except BaseException:
+            self.discard(each for each in written if isinstance(each, Written))
+            raise
+        return written
 
     def encode(self, job: Job) -> Written:
         """Write one value to a file that nobody sees yet; no lock.
@@ -159,6 +166,16 @@ class SpillTier(ReadTier):
             The disk refused. No file is left.
         """
         self.manifest.check_writable()
+        try:
+            return self._encode_as_asked(job)
+        except RuntimeError as error:
+            if job.format != "zarr":
+                raise
+            # When the interpreter ends, zarr gets no threads any more.
+            log.info("%s is no zarr array: %s", errors.short(job.key), error)
+            return self._encode_as_asked(job._replace(format=self._fallback))
+
+    def _encode_as_asked(self, job: Job) -> Written:
         draft: Draft | FolderDraft
         folder = self._gets_folder(job.format, job.value)
         if job.format == "zarr" and not folder:

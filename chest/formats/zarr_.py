@@ -18,7 +18,6 @@ import itertools
 import math
 import os
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import msgspec
@@ -443,12 +442,14 @@ def dump(
     native = value.dtype.newbyteorder("=")
     array = create(store, value.shape, native, **options)
     # The digest of the value is computed beside the compression and the writing.
-    with ThreadPoolExecutor(1) as pool:
-        digest = pool.submit(value_digest, value)
+    digest = system.run_beside(value_digest, value)
+    try:
         array[...] = value
         check_whole(array, store)
         seal.pieces = store.pieces
-        return digest.result() or ""
+    finally:
+        text = digest() or ""
+    return text
 
 
 def check_whole(array: zarr.Array[Any], store: FolderStore) -> None:
