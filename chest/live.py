@@ -57,32 +57,42 @@ class LiveArray:
     Attributes and methods that are not named here are zarr's, for reading. Threads may
     share it, but a ``with`` block is one change, whoever writes in it.
 
+    Threads see a change when it is published, but what is written in a block at once.
+
     A change writes the chunks it touches, links the others (some 10 µs for each file)
     and writes the seal. In the block no lock of the chest is held, but others that want
     to change the same key wait for its end. Readers never wait.
     """
 
-    __slots__ = ("__weakref__", "_change", "_chest", "_key", "_seen", "mode")
+    __slots__ = ("__weakref__", "_change", "_chest", "_key", "_lock", "_seen", "mode")
 
     def __init__(self, chest: Upkeep, key: Hashable, mode: str) -> None:
         self._chest, self._key, self.mode = chest, key, mode
         self._change: _Change | None = None
         self._seen: tuple[AnyEntry, Any] | None = None
+        self._lock = threading.RLock()  # held while something is written or published
         self._now()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Travel as the chest's path, the key and the mode."""
+        return type(self), (self._chest, self._key, self.mode)
 
     # -- read --------------------------------------------------------------------------
 
     def _now(self) -> Any:
         """Zarr's array as it is now."""
-        if self._change is not None:
-            return self._change.array
+        change = self._change
+        if change is not None and change.is_seen:
+            return change.array
         for _ in range(MOST_LOOKS):
             entry = folder_entry(self._chest, self._key)
-            if self._seen is not None and same(self._seen[0], entry):
-                return self._seen[1]
+            seen = self._seen
+            if seen is not None and same(seen[0], entry):
+                return seen[1]
             with contextlib.suppress(FileNotFoundError):  # replaced: look again
-                self._seen = entry, pinned(self._chest, self._key, entry)[0]
-                return self._seen[1]
+                array = pinned(self._chest, self._key, entry)[0]
+                self._seen = entry, array
+                return array
             self._chest.refresh()
         raise _too_fast(self._chest, self._key)
 
@@ -91,12 +101,12 @@ class LiveArray:
 
     def __getitem__(self, selection: Any) -> Any:
         """A part of the array, read from its chunks alone."""
-        with self._reading():
-            return self._now()[selection]
+        with self._reading() as array:
+            return array[selection]
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:
-        with self._reading():
-            return self._now().__array__(dtype)
+        with self._reading() as array:
+            return array.__array__(dtype)
 
     def __len__(self) -> int:
         return int(self._now().shape[0])
@@ -108,8 +118,29 @@ class LiveArray:
         array = self._now()
         return f"<LiveArray {short(self._key)} {array.dtype} {array.shape}>"
 
-    def _reading(self) -> contextlib.AbstractContextManager[None]:
-        return reading(self._chest.path, self._key)
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[Any]:
+        """Zarr's array as it is now, in a block in which it stays open."""
+        change = self._change
+        open_block = change is not None and change.is_seen
+        # What is published holds its own folder; a block is another thread's to end.
+        lock: Any = self._lock if open_block else contextlib.nullcontext()
+        with reading(self._chest.path, self._key), lock:
+            yield self._now()
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Keep other threads from changing it through this object."""
+        chest, key = self._chest, self._key
+        timeout = chest._settings.timeout
+        most = threading.TIMEOUT_MAX if timeout is None else timeout
+        if not self._lock.acquire(timeout=min(most, threading.TIMEOUT_MAX)):
+            msg = f"{short(key)} in {chest.path} is being changed by another thread"
+            raise errors.LockTimeout(msg, key=key, path=chest.path)
+        try:
+            yield
+        finally:
+            self._lock.release()
 
     @property
     def attrs(self) -> MutableMapping[str, Any]:
@@ -194,23 +225,37 @@ class LiveArray:
         StoreError
             The disk refused, or somebody set the key meanwhile. The array is as before.
         """
-        if self._change is not None:
-            return step(self._change.array)
-        with self:
-            return step(self._now())
+        with self._alone():
+            if self._change is not None:
+                return step(self._change.array)
+            self._begin(threading.get_ident())
+            with contextlib.ExitStack() as stack:
+                stack.push(self._end)
+                assert self._change is not None
+                return step(self._change.array)
 
     def __enter__(self) -> Self:
-        if self._change is not None:
-            msg = f"this with block for {short(self._key)} is open already"
-            raise RuntimeError(msg)
+        with self._alone():
+            if self._change is not None:
+                msg = f"this with block for {short(self._key)} is open already"
+                raise RuntimeError(msg)
+            self._begin()
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        with self._lock:  # others that write in this block come to an end first
+            self._end(kind)
+
+    def _begin(self, thread: int = 0) -> None:
+        """Open a change, that of one thread or that of a block."""
         if self.mode == "r":
             msg = f"{short(self._key)} was opened with mode='r'"
             raise errors.ReadOnlyError(msg, key=self._key, path=self._chest.path)
         self._now()  # what is in memory and newer is published first
-        self._change = _Change(self._chest, self._key)
-        return self
+        self._change = _Change(self._chest, self._key, thread)
 
-    def __exit__(self, kind: object, *_: object) -> None:
+    def _end(self, kind: object, *_: object) -> None:
+        """Publish the change, or forget it after an exception."""
         change, self._change = self._change, None
         assert change is not None
         try:
@@ -247,10 +292,18 @@ def _parts(array: Any, selection: Any, value: Any) -> Iterator[tuple[Any, Any]]:
 
 
 class _Change:
-    """One change of one array, from its turn to its publication."""
+    """One change of one array, from its turn to its publication.
 
-    def __init__(self, chest: Upkeep, key: Hashable) -> None:
-        self._chest, self._key = chest, key
+    Parameters
+    ----------
+    chest : Chest
+    key : Hashable
+    thread : int
+        The only thread that sees it; 0: all do.
+    """
+
+    def __init__(self, chest: Upkeep, key: Hashable, thread: int) -> None:
+        self._chest, self._key, self._thread = chest, key, thread
         self._stack = contextlib.ExitStack()
         with contextlib.ExitStack() as stack:
             self._base, fd = stack.enter_context(_turn(chest, key))
@@ -259,6 +312,11 @@ class _Change:
             with reading(chest.path, key):
                 self.array = zarr_().open_array(self._filling.store)
             self._stack = stack.pop_all()
+
+    @property
+    def is_seen(self) -> bool:
+        """This thread reads what was changed, not what was published before."""
+        return self._thread in (0, threading.get_ident())
 
     def publish(self) -> list[str]:
         """Publish the change; returns names to delete once `close` was called."""
@@ -512,8 +570,8 @@ class _Indexer:
         self._live, self._name = live, name
 
     def __getitem__(self, selection: Any) -> Any:
-        with self._live._reading():
-            return getattr(self._live._now(), self._name)[selection]
+        with self._live._reading() as array:
+            return getattr(array, self._name)[selection]
 
     def __setitem__(self, selection: Any, value: Any) -> None:
         name = self._name

@@ -149,7 +149,7 @@ class SpillTier(ReadTier):
         written: list[Written | Exception] = []
         try:
             for job in jobs:
-                written.append(self._attempt(job))
+                written.append(self._attempt(job))  # noqa: PERF401 - discarded below
         except BaseException:
             self.discard(each for each in written if isinstance(each, Written))
             raise

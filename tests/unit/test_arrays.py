@@ -6,6 +6,7 @@ import os
 import pickle
 import shutil
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -452,6 +453,99 @@ def test_threads_that_change_one_chunk_take_turns(chest):
     assert (chest["x"] == 1).all()
     chest.compact()
     assert len(folders(chest)) == 1
+
+
+def in_threads(work, count=4):
+    """Run *work* with 0, 1, 2 … in threads at once; no error of theirs is lost."""
+    start = threading.Barrier(count)
+
+    def begin(mine):
+        start.wait()
+        work(mine)
+
+    with ThreadPoolExecutor(count) as pool:
+        for future in [pool.submit(begin, mine) for mine in range(count)]:
+            future.result()
+
+
+def test_threads_that_share_one_object_lose_no_change(chest):
+    chest.set("x", np.zeros(40, "i8"), chunks=(10,))
+    z = chest.zarr("x")
+
+    def work(mine):
+        for n in range(10):
+            z[n * 4 + mine] = 1
+            assert z[n * 4 + mine] == 1
+
+    in_threads(work)
+
+    assert (chest["x"] == 1).all()
+
+
+def test_threads_that_write_in_an_open_block_are_one_change(chest):
+    chest.set("x", np.zeros(40, "i8"), chunks=(10,))
+    chest.sync()
+    before = chest.entry("x").generation
+    with chest.zarr("x") as z:
+
+        def work(mine):
+            for n in range(10):
+                z[mine * 10 + n] += 1
+
+        in_threads(work)
+        assert chest.entry("x").generation == before
+    assert (chest["x"] == 1).all()
+    assert chest.entry("x").generation == before + 1
+
+
+def test_a_block_is_not_published_while_another_thread_writes_in_it(chest):
+    chest["x"] = np.zeros(10)
+    z = chest.zarr("x")
+    writing, may_end = threading.Event(), threading.Event()
+
+    def slowly(array):
+        writing.set()
+        may_end.wait(20)
+        array[3] = 5
+
+    with ThreadPoolExecutor(2) as pool:
+        z.__enter__()
+        writer = pool.submit(z.change, slowly)
+        writing.wait(20)
+        end = pool.submit(z.__exit__, None, None, None)
+        may_end.set()
+        writer.result()
+        end.result()
+
+    assert chest["x"][3] == 5
+
+
+def test_a_shared_object_waits_no_longer_than_the_timeout(tmp_path):
+    with Chest(tmp_path / "c", format="zarr", timeout=0.01) as c:
+        c["x"] = np.zeros(3)
+        z = c.zarr("x")
+
+        def nested(array):
+            with ThreadPoolExecutor(1) as pool:
+                late = pool.submit(z.__setitem__, 0, 1)
+                with pytest.raises(errors.LockTimeout, match="another thread"):
+                    late.result()
+                # Who reads does not wait.
+                assert pool.submit(z.__getitem__, 0).result() == 0
+            array[0] = 2
+
+        z.change(nested)
+        assert z[0] == 2
+
+
+def test_an_array_on_disk_travels_as_path_and_key(chest):
+    chest["x"] = np.arange(5)
+
+    again = pickle.loads(pickle.dumps(chest.zarr("x", mode="r")))
+
+    assert (again[:] == np.arange(5)).all()
+    assert again.mode == "r"
+    again._chest.close()
 
 
 def test_two_blocks_of_one_thread_are_an_error_and_no_deadlock(chest):
