@@ -315,7 +315,7 @@ class _Change:
 
     @property
     def is_seen(self) -> bool:
-        """This thread reads what was changed, not what was published before."""
+        """The thread that asks reads what was changed, not what was published."""
         return self._thread in (0, threading.get_ident())
 
     def publish(self) -> list[str]:

@@ -314,6 +314,33 @@ def test_a_folder_that_is_gone_or_another_is_an_error_with_the_key(chest):
     del chest["x"]
 
 
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("ask", ["array", "zarr"])
+def test_a_folder_that_is_gone_is_told_by_whoever_asks_for_it(ask, chest):
+    chest["x"] = np.arange(10)
+    chest.flush()
+    shutil.rmtree(chest.key_to_filename("x"))
+
+    with pytest.raises(errors.CorruptValueError, match="'x', is missing"):
+        getattr(chest, ask)("x")
+
+    del chest["x"]
+
+
+def test_a_link_in_place_of_the_seal_is_found_and_not_followed(chest, tmp_path):
+    chest["x"] = np.arange(10)
+    chest.flush()
+    seal = os.path.join(chest.key_to_filename("x"), ".chest")
+    os.rename(seal, tmp_path / "away")
+    os.symlink(tmp_path / "away", seal)
+
+    assert [problem.key for problem in chest.verify()] == ["x"]
+    with pytest.raises(errors.StoreError, match="could not be read"):
+        chest["x"]
+
+    del chest["x"]
+
+
 def test_a_seal_that_leads_out_of_the_folder_is_refused(chest):
     from chest.formats import zarr_
 
@@ -432,6 +459,19 @@ def test_what_is_newer_in_memory_is_what_is_changed(chest):
     chest.zarr("x")[0] = 5
 
     assert list(chest["x"][:2]) == [5, 1]
+
+
+def test_what_was_changed_in_memory_in_place_is_what_is_changed_on_disk(tmp_path):
+    with Chest(tmp_path / "c") as c:
+        c.set("x", np.zeros(10), format="zarr", mapped="copy")
+        c.flush()
+        c["x"][3] = 5
+        c.zarr("x")[0] = 1
+        assert list(c["x"][:4]) == [1, 0, 0, 5]
+        c["x"][4] = 6
+        with c.zarr("x") as z:
+            z[5] = 7
+        assert list(c["x"][:6]) == [1, 0, 0, 5, 6, 7]
 
 
 def test_threads_that_change_one_chunk_take_turns(chest):
@@ -794,3 +834,41 @@ def test_all_chunks_of_an_array_lie_in_one_folder(chest):
     assert sorted(inside) == sorted(
         [".chest", "zarr.json", *(f"c.{n}.{m}" for n in range(4) for m in range(4))]
     )
+
+
+@pytest.mark.parametrize("pack", [True, False], ids=["pack", "log"])
+def test_small_arrays_are_told_apart_by_what_is_in_them(pack, tmp_path):
+    tokenize = pytest.importorskip("dask.base").tokenize
+    with Chest(tmp_path / "c") as c:
+        for n in range(100 if pack else 1):
+            c[n] = np.arange(3) + n
+        if pack:
+            c.flush()
+        else:
+            c.sync()
+        old, again = c.array(0), c.array(0)
+        assert tokenize(old) == tokenize(again)
+        for n in range(100 if pack else 1):
+            c[n] = np.arange(3) * 2
+        if pack:
+            c.flush()
+        else:
+            c.sync()
+        new = c.array(0)
+        assert c.entry(0).stored_nbytes < 1000
+        assert list(old[:]) == [0, 1, 2]
+        assert list(new[:]) == [0, 2, 4]
+        assert tokenize(old) != tokenize(new)
+
+
+def test_fields_of_records_and_single_objects_are_had_from_a_lazy_array(tmp_path):
+    table = np.array([(1, 2.5), (3, 4.5)], [("a", "i4"), ("b", "f8")])
+    with Chest(tmp_path / "c") as c:
+        c["table"], c["objects"] = table, np.array([1, "a", None], object)
+        lazy = c.array("table")
+        assert list(lazy["b"]) == [2.5, 4.5]
+        assert lazy[["b", "a"]].dtype.names == ("b", "a")
+        assert lazy[1]["a"] == 3
+        objects = c.array("objects")
+        assert (objects[0], objects[1], objects[2]) == (1, "a", None)
+        assert objects[1:].dtype == object
