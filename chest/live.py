@@ -251,7 +251,11 @@ class LiveArray:
         if self.mode == "r":
             msg = f"{short(self._key)} was opened with mode='r'"
             raise errors.ReadOnlyError(msg, key=self._key, path=self._chest.path)
-        self._now()  # what is in memory and newer is published first
+        # What is in memory and newer, or was changed there in place, is published first.
+        slot = self._chest._slots.get(self._key)
+        if slot is not None:
+            self._chest._raise_first(self._chest._write_out([slot], keep=True))
+        self._now()
         self._change = _Change(self._chest, self._key, thread)
 
     def _end(self, kind: object, *_: object) -> None:
