@@ -466,7 +466,6 @@ def _opened(chest: Upkeep, key: Hashable) -> tuple[AnyEntry, Any, Any]:
         try:
             return entry, *pinned(chest, key, entry)
         except FileNotFoundError:
-            chest.refresh()
             entry = folder_entry(chest, key)
     value, entry, _ = chest._read(key, mapped="r")
     if not isinstance(value, np.ndarray):

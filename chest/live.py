@@ -93,7 +93,6 @@ class LiveArray:
                 array = pinned(self._chest, self._key, entry)[0]
                 self._seen = entry, array
                 return array
-            self._chest.refresh()
         raise _too_fast(self._chest, self._key)
 
     def __getattr__(self, name: str) -> Any:
@@ -456,11 +455,19 @@ def pinned(chest: Upkeep, key: Hashable, entry: AnyEntry) -> tuple[Any, Any]:
     Raises
     ------
     FileNotFoundError
-        The folder is gone.
+        The folder is gone, and the entry with it: look again.
+    CorruptValueError
+        The folder is gone, or it is not what was published.
     """
     spill = chest._spill
-    fd = spill.hold(key, entry)
     path = spill.store.home.join(entry.name)
+    try:
+        fd = spill.hold(key, entry)
+    except FileNotFoundError as error:
+        chest.refresh()
+        if same(chest._manifest.index.get(key), entry):
+            raise missing(path, key, error) from error
+        raise
     try:
         seal = spill.seal(fd, key, entry)
         store = zarr_().FolderStore(path, key, seal.pieces, base=fd)
