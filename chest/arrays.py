@@ -19,6 +19,7 @@ from chest.errors import EncodingError, short
 from chest.formats.compressed import form_of
 from chest.index import AnyEntry
 from chest.live import Filling, LiveArray, folder_entry, pinned
+from chest.small import is_small
 from chest.upkeep import Upkeep
 
 __all__ = ["Arrays", "LazyArray"]
@@ -402,7 +403,10 @@ class LazyArray:
     def __init__(self, chest: Upkeep, key: Hashable) -> None:
         self._key, self._path = key, chest.path
         entry, self._array, seal = _opened(chest, key)
-        self._token = (chest.path, keys.text(key), entry.file_id, entry.digest)
+        digest: Any = entry.digest
+        if is_small(entry):  # what it was read from may have been moved since
+            digest = chest._spill.digest(self._array, entry)
+        self._token = (chest.path, keys.text(key), entry.file_id, digest)
         self._again = (chest, key)
         self.chunks = getattr(self._array, "chunks", None)
         self.shape: tuple[int, ...] = self._array.shape
@@ -441,7 +445,7 @@ class LazyArray:
             return whole.astype(dtype)
         return whole.copy() if copy else whole
 
-    def __dask_tokenize__(self) -> tuple[str, ...]:
+    def __dask_tokenize__(self) -> tuple[Any, ...]:
         """What tells this array from others, without reading it."""
         return ("chest.LazyArray", *self._token)
 
