@@ -196,10 +196,13 @@ class Folder:
         while True:
             name = f"{TEMPORARY}{os.getpid():x}-{secrets.token_hex(4)}"
             os.mkdir(self._here(name), self.folder_mode, dir_fd=self._at())
-            fd = self._open_folder(name)
+            try:
+                fd = self._open_folder(name)
+            except FileNotFoundError:
+                continue  # the sweep came between the calls
             try:
                 system.lock(fd)
-                # The sweep may have come between the calls.
+                # It may have come between these, too.
                 if self._is_at(fd, name):
                     return fd, name
             except BaseException:

@@ -497,7 +497,10 @@ def _turn(chest: Upkeep, key: Hashable) -> Iterator[tuple[Entry, int]]:
                 chest.refresh()
                 if not same(chest._manifest.index.get(key), entry):
                     continue  # somebody was quicker: its folder is the one to wait for
-                fd = chest._spill.hold(key, entry)
+                try:
+                    fd = chest._spill.hold(key, entry)
+                except FileNotFoundError:
+                    continue  # replaced just now: the next look tells
                 try:
                     yield entry, fd
                 finally:
