@@ -410,8 +410,8 @@ class LazyArray:
         self._again = (chest, key)
         self.chunks = getattr(self._array, "chunks", None)
         self.shape: tuple[int, ...] = self._array.shape
-        own = seal.dtype if seal is not None else ""
-        self.dtype = _dtype(self._array, own)
+        self._own = seal.dtype if seal is not None else ""
+        self.dtype = _dtype(self._array, self._own)
 
     @property
     def ndim(self) -> int:
@@ -435,7 +435,8 @@ class LazyArray:
         """A part: of a mapped file a view, of a folder the chunks that it lies in."""
         with reading(self._path, self._key):
             part = self._array[selection]
-        return part if part.dtype == self.dtype else part.astype(self.dtype)
+        # What zarr gives is in the byte order of this machine.
+        return part.astype(self.dtype, copy=False) if self._own else part
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:
         import numpy as np
