@@ -615,6 +615,41 @@ def test_a_key_that_is_set_or_deleted_meanwhile_wins_over_the_change(chest):
     assert folders(chest) == []
 
 
+def test_a_folder_that_the_sweep_took_before_it_was_locked_is_made_anew(chest):
+    home = chest._spill.store.home
+    open_folder, taken = home._open_folder, []
+
+    def late(name):
+        if not taken:
+            taken.append(name)
+            os.rmdir(home.join(name))
+        return open_folder(name)
+
+    home._open_folder = late
+    chest["x"] = np.arange(10)
+    chest.sync()
+
+    assert taken
+    assert len(folders(chest)) == 1
+
+
+def test_a_folder_that_goes_before_a_change_opens_it_is_looked_for_again(chest):
+    chest["x"] = np.arange(10)
+    z = chest.zarr("x")
+    hold, asked = chest._spill.hold, []
+
+    def late(key, entry):
+        asked.append(entry)
+        if len(asked) == 1:
+            raise FileNotFoundError
+        return hold(key, entry)
+
+    chest._spill.hold = late
+    z[0] = 5
+
+    assert z[0] == 5
+
+
 def test_what_cannot_be_changed_says_why(chest, tmp_path):
     chest["x"], chest["y"] = np.zeros(3), "text"
     with pytest.raises(KeyError):
