@@ -344,18 +344,19 @@ def _store_blocks(
 
     made: Any = None
     waiting: list[Any] = []
-    rows = done = 0
+    rows = done = ready = 0
     with _bar(None, show=show) as bar:
         for each in source:
             block = np.asarray(each)
             if made is None:
                 made = _begin(store, block, layout)
                 rows = (made.shards or made.chunks)[0]
-            if block.shape[1:] != made.shape[1:] or block.dtype != made.dtype:
+            native = block.dtype.newbyteorder("=")
+            if block.shape[1:] != made.shape[1:] or native != made.dtype:
                 msg = f"a block has shape {block.shape} and dtype {block.dtype}"
                 raise EncodingError(msg, key=store.key, path=store.path)
             waiting.append(block)
-            ready = sum(len(part) for part in waiting)
+            ready += len(block)
             if ready >= rows:
                 whole = np.concatenate(waiting)
                 cut = ready - ready % rows
@@ -363,6 +364,7 @@ def _store_blocks(
                 made[done : done + cut] = whole[:cut]
                 # Copied: a view would keep the whole.
                 waiting, done = [whole[cut:].copy()], done + cut
+                ready -= cut
             bar.update(block.nbytes)
         if made is None:
             msg = "the source has no block"

@@ -182,6 +182,8 @@ class Folder:
             system.write_all(fd, pieces)
             if sync:
                 system.sync_file(fd)
+            else:
+                system.flush_file(fd)
             self.rename(temporary, name)
         except BaseException:
             self.unlink(temporary, missing_ok=True)

@@ -141,15 +141,17 @@ class FolderDraft:
         self.path = home.join(self.name)
 
     def finish(self, *, sync: bool) -> None:
-        """Wait for the disk. Files that have another link were waited for before."""
+        """Wait for the disk.
+
+        Also for files that have another link: who wrote them may not have waited.
+        """
         if not sync:
             return
         for _, _, files, at in os.fwalk(".", dir_fd=self.fd):
             for name in files:
                 fd = os.open(name, os.O_RDONLY, dir_fd=at)
                 try:
-                    if os.fstat(fd).st_nlink == 1:
-                        system.sync_file(fd)
+                    system.sync_file(fd)
                 finally:
                     system.close(fd)
             system.sync_directory(at)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import pickle
 import shutil
@@ -12,7 +13,8 @@ import numpy as np
 import pytest
 import zarr
 
-from chest import Chest, errors
+from chest import Chest, errors, system
+from chest.folder import Folder
 
 
 @pytest.fixture
@@ -380,7 +382,8 @@ def test_each_change_is_published_and_leaves_one_folder(chest, tmp_path):
         ):
             change()
             seen.append(other.entry("x").generation)
-            assert len(folders(chest)) == 1
+            # What zarr's own thread still has open goes later.
+            assert len([n for n in folders(chest) if not n.startswith(".tmp-")]) == 1
         assert len({*seen}) == 8
         value = np.zeros((30, 5))
         value[0:2] = value[20:22] = 1
@@ -450,6 +453,21 @@ def test_readers_keep_the_array_that_they_have(chest):
     del lazy
     chest.compact()
     assert folders(chest) == []
+
+
+@pytest.mark.parametrize("at", ["next change", "close"])
+def test_a_folder_that_was_read_when_it_was_replaced_goes_later(at, tmp_path):
+    with Chest(tmp_path / "c", format="zarr") as c:
+        c["x"], c["y"] = np.zeros(10), np.zeros(10)
+        c.sync()
+        fd = c._spill.hold("x", c._manifest.index.get("x"))
+        c.zarr("x")[0] = 1
+        assert len(folders(c)) == 3
+        c._spill.store.home.close_folder(fd)
+        if at == "next change":
+            c.zarr("y")[0] = 1
+            assert len(folders(c)) == 2
+    assert len(folders(c)) == 2
 
 
 def test_what_is_newer_in_memory_is_what_is_changed(chest):
@@ -615,17 +633,18 @@ def test_a_key_that_is_set_or_deleted_meanwhile_wins_over_the_change(chest):
     assert folders(chest) == []
 
 
-def test_a_folder_that_the_sweep_took_before_it_was_locked_is_made_anew(chest):
-    home = chest._spill.store.home
-    open_folder, taken = home._open_folder, []
+def test_a_folder_that_the_sweep_took_before_it_was_locked_is_made_anew(
+    chest, monkeypatch
+):
+    open_folder, taken = Folder._open_folder, []
 
-    def late(name):
+    def late(home, name):
         if not taken:
             taken.append(name)
             os.rmdir(home.join(name))
-        return open_folder(name)
+        return open_folder(home, name)
 
-    home._open_folder = late
+    monkeypatch.setattr(Folder, "_open_folder", late)
     chest["x"] = np.arange(10)
     chest.sync()
 
@@ -907,3 +926,95 @@ def test_fields_of_records_and_single_objects_are_had_from_a_lazy_array(tmp_path
         objects = c.array("objects")
         assert (objects[0], objects[1], objects[2]) == (1, "a", None)
         assert objects[1:].dtype == object
+
+
+def test_files_that_were_linked_are_on_the_medium_before_a_change_is_published(
+    tmp_path, monkeypatch
+):
+    with Chest(tmp_path / "c", format="zarr") as c:
+        c.set("x", np.zeros(30), chunks=(10,))
+    synced, sync = set(), system.sync_file
+
+    def watched(fd):
+        synced.add(os.fstat(fd).st_ino)
+        sync(fd)
+
+    monkeypatch.setattr(system, "sync_file", watched)
+    with Chest(tmp_path / "c", durability="power") as c:
+        c.zarr("x")[0] = 1
+        folder = c.key_to_filename("x")
+        inside = {entry.inode() for entry in os.scandir(folder)}
+    assert len(inside) == 5
+    assert inside <= synced
+
+
+def test_what_a_file_system_refuses_when_a_file_is_closed_is_an_error(
+    chest, monkeypatch
+):
+    chest["x"] = np.zeros(30)
+    chest.flush()
+
+    def refuses(fd):
+        raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+
+    monkeypatch.setattr(system, "flush_file", refuses)
+    with pytest.raises(errors.StoreError, match="quota"):
+        chest.zarr("x")[0] = 1
+    with pytest.raises(OSError, match="quota"):
+        chest._spill.store.home.write_aside("note", [b"x"], sync=False)
+    chest["y"] = np.zeros(3)
+    with pytest.raises(errors.StoreError, match="quota"):
+        chest.sync()
+    monkeypatch.undo()
+
+    assert chest.zarr("x")[0] == 0
+    assert len(folders(chest)) == 1
+
+
+def test_the_digest_of_a_strided_array_is_taken_in_large_slices(monkeypatch):
+    from chest.formats import zarr_
+
+    whole = np.arange(600_000.0)
+    digest = zarr_.value_digest(whole[::3].copy())
+    calls, contiguous = [], np.ascontiguousarray
+
+    def watched(part):
+        calls.append(part.nbytes)
+        return contiguous(part)
+
+    monkeypatch.setattr(np, "ascontiguousarray", watched)
+
+    assert zarr_.value_digest(whole[::3]) == digest
+    assert len(calls) == 2
+    assert max(calls) <= 1 << 20
+    for view in (whole.reshape(600, 10, 100)[:, ::3], whole.reshape(2, -1)[:, ::2]):
+        assert zarr_.value_digest(view) == zarr_.value_digest(view.copy())
+
+
+def test_blocks_of_another_byte_order_are_streamed(chest):
+    blocks = [np.arange(5.0).astype(">f8") + n for n in range(3)]
+
+    z = chest.store("x", iter(blocks))
+
+    assert (z[:] == np.concatenate(blocks)).all()
+    assert z.dtype == np.dtype("f8")
+    with pytest.raises(errors.EncodingError, match="dtype float32"):
+        chest.store("y", iter([np.zeros(3), np.zeros(3, "f4")]))
+
+
+def test_the_rows_of_many_small_blocks_are_counted_once(chest):
+    counted = 0
+
+    class Block(np.ndarray):
+        def __len__(self):
+            nonlocal counted
+            counted += 1
+            return super().__len__()
+
+    blocks = [np.full((1, 2), n).view(Block) for n in range(200)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(np, "asarray", lambda block: block)
+        z = chest.store("x", iter(blocks), chunks=(300, 2))
+
+    assert (z[:, 1] == np.arange(200)).all()
+    assert counted <= 3 * len(blocks)
