@@ -25,7 +25,7 @@ import msgspec
 
 from chest import errors, keys
 from chest.arraytier import is_folder, zarr_
-from chest.folder import PACK, refusals, refused
+from chest.folder import PACK, TEMPORARY, refusals, refused
 from chest.formats.compressed import (
     AUTO,
     CODECS,
@@ -115,6 +115,7 @@ class SpillTier(ReadTier):
         self._fallback = fallback
         self._compressed = form_of(compression)
         self._file_ids = _file_ids()
+        self._left: set[str] = set()  # replaced folders that somebody reads
 
     def exclusive(self) -> AbstractContextManager[None]:
         """Hold the lock between processes; see `Manifest.exclusive`."""
@@ -338,13 +339,15 @@ class SpillTier(ReadTier):
         """Remove files that no record holds any more; no lock.
 
         One that cannot be removed is left to the sweep: what it held is replaced already.
+        A folder that somebody reads is tried again the next time, and by `close`.
         """
-        for name in names:
+        again, self._left = self._left, set()
+        for name in again.union(names):
             try:
                 if name.startswith(PACK):
                     self.packs.delete(name)
-                else:
-                    self.store.delete(name)
+                elif not self.store.delete(name) and name.startswith(TEMPORARY):
+                    self._left.add(name)  # a name that nobody else will have
             except OSError as error:
                 log.info("%s is left: %s", self.store.home.join(name), error)
 
@@ -429,11 +432,13 @@ class SpillTier(ReadTier):
 
     def close(self) -> None:
         """Release the descriptors. Safe to call twice."""
+        self.delete(())
         self.manifest.close()
 
     def after_fork(self) -> None:
         """Stop sharing descriptors with the parent, in the child."""
         self.manifest.after_fork()
+        self._left = set()
         self._file_ids = _file_ids()
 
     # -- steps -------------------------------------------------------------------------

@@ -329,16 +329,18 @@ class LocalStore:
         data = system.map_file(fd, size, writable=writable)
         return Source(path, data, mapped is not None, writable, key)
 
-    def delete(self, name: str) -> None:
+    def delete(self, name: str) -> bool:
         """Remove what no record holds any more; no error when it is gone.
 
-        A folder that somebody reads is left; the sweep comes back for it.
+        False: it is a folder that somebody reads, and is left for later.
         """
         status = self.home.stat(name)
         if status is None or not stat.S_ISDIR(status.st_mode):
             self.home.unlink(name, missing_ok=True)
         elif not self.home.remove_folder(name):
             log.info("%s is left: somebody reads it", self.home.join(name))
+            return False
+        return True
 
     def set_aside(self, name: str) -> str:
         """Take its name from a value, for `delete`; returns the one that it has now."""
