@@ -227,11 +227,10 @@ class LiveArray:
         with self._alone():
             if self._change is not None:
                 return step(self._change.array)
-            self._begin(threading.get_ident())
             with contextlib.ExitStack() as stack:
+                change = self._begin(threading.get_ident())
                 stack.push(self._end)
-                assert self._change is not None
-                return step(self._change.array)
+                return step(change.array)
 
     def __enter__(self) -> Self:
         with self._alone():
@@ -245,7 +244,7 @@ class LiveArray:
         with self._lock:  # others that write in this block come to an end first
             self._end(kind)
 
-    def _begin(self, thread: int = 0) -> None:
+    def _begin(self, thread: int = 0) -> _Change:
         """Open a change, that of one thread or that of a block."""
         if self.mode == "r":
             msg = f"{short(self._key)} was opened with mode='r'"
@@ -255,7 +254,8 @@ class LiveArray:
         if slot is not None:
             self._chest._raise_first(self._chest._write_out([slot], keep=True))
         self._now()
-        self._change = _Change(self._chest, self._key, thread)
+        change = self._change = _Change(self._chest, self._key, thread)
+        return change
 
     def _end(self, kind: object, *_: object) -> None:
         """Publish the change, or forget it after an exception."""

@@ -19,7 +19,6 @@ from zarr.testing.store import StoreTests
 
 from chest import Chest, zarr_store
 from chest.zarrstore import ChestStore
-from chest.zarrstore import ChestStore
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:Consolidated metadata is currently not part",
