@@ -19,6 +19,7 @@ from chest.errors import EncodingError, short
 from chest.formats.compressed import form_of
 from chest.index import AnyEntry
 from chest.live import Filling, LiveArray, folder_entry, pinned
+from chest.small import is_small
 from chest.upkeep import Upkeep
 
 __all__ = ["Arrays", "LazyArray"]
@@ -343,18 +344,19 @@ def _store_blocks(
 
     made: Any = None
     waiting: list[Any] = []
-    rows = done = 0
+    rows = done = ready = 0
     with _bar(None, show=show) as bar:
         for each in source:
             block = np.asarray(each)
             if made is None:
                 made = _begin(store, block, layout)
                 rows = (made.shards or made.chunks)[0]
-            if block.shape[1:] != made.shape[1:] or block.dtype != made.dtype:
+            native = block.dtype.newbyteorder("=")
+            if block.shape[1:] != made.shape[1:] or native != made.dtype:
                 msg = f"a block has shape {block.shape} and dtype {block.dtype}"
                 raise EncodingError(msg, key=store.key, path=store.path)
             waiting.append(block)
-            ready = sum(len(part) for part in waiting)
+            ready += len(block)
             if ready >= rows:
                 whole = np.concatenate(waiting)
                 cut = ready - ready % rows
@@ -362,6 +364,7 @@ def _store_blocks(
                 made[done : done + cut] = whole[:cut]
                 # Copied: a view would keep the whole.
                 waiting, done = [whole[cut:].copy()], done + cut
+                ready -= cut
             bar.update(block.nbytes)
         if made is None:
             msg = "the source has no block"
@@ -402,12 +405,15 @@ class LazyArray:
     def __init__(self, chest: Upkeep, key: Hashable) -> None:
         self._key, self._path = key, chest.path
         entry, self._array, seal = _opened(chest, key)
-        self._token = (chest.path, keys.text(key), entry.file_id, entry.digest)
+        digest: Any = entry.digest
+        if is_small(entry):  # what it was read from may have been moved since
+            digest = chest._spill.digest(self._array, entry)
+        self._token = (chest.path, keys.text(key), entry.file_id, digest)
         self._again = (chest, key)
         self.chunks = getattr(self._array, "chunks", None)
         self.shape: tuple[int, ...] = self._array.shape
-        own = seal.dtype if seal is not None else ""
-        self.dtype = _dtype(self._array, own)
+        self._own = seal.dtype if seal is not None else ""
+        self.dtype = _dtype(self._array, self._own)
 
     @property
     def ndim(self) -> int:
@@ -431,7 +437,8 @@ class LazyArray:
         """A part: of a mapped file a view, of a folder the chunks that it lies in."""
         with reading(self._path, self._key):
             part = self._array[selection]
-        return part if part.dtype == self.dtype else part.astype(self.dtype)
+        # What zarr gives is in the byte order of this machine.
+        return part.astype(self.dtype, copy=False) if self._own else part
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:
         import numpy as np
@@ -441,7 +448,7 @@ class LazyArray:
             return whole.astype(dtype)
         return whole.copy() if copy else whole
 
-    def __dask_tokenize__(self) -> tuple[str, ...]:
+    def __dask_tokenize__(self) -> tuple[Any, ...]:
         """What tells this array from others, without reading it."""
         return ("chest.LazyArray", *self._token)
 
@@ -466,7 +473,6 @@ def _opened(chest: Upkeep, key: Hashable) -> tuple[AnyEntry, Any, Any]:
         try:
             return entry, *pinned(chest, key, entry)
         except FileNotFoundError:
-            chest.refresh()
             entry = folder_entry(chest, key)
     value, entry, _ = chest._read(key, mapped="r")
     if not isinstance(value, np.ndarray):

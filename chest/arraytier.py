@@ -71,7 +71,8 @@ class ArrayTier(SmallTier):
         """The seal of an open folder, which must be the entry's."""
         assert type(entry) is Entry
         path = self.store.home.join(entry.name)
-        seal = zarr_().read_seal(fd, path, key)
+        with reading(path, key):
+            seal = zarr_().read_seal(fd, path, key)
         if seal.file_id != entry.file_id:
             raise zarr_().damaged(path, key, "it belongs to another value")
         return seal

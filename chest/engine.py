@@ -246,8 +246,8 @@ class Engine(Packing):
         # been changed: a set, say. So it is compared with what is read back now.
         try:
             stored = self._spill.read(slot.key, slot.entry, "r")
-        except FileNotFoundError:
-            return True  # as above
+        except (FileNotFoundError, RuntimeError):
+            return True  # as above; or zarr is without threads at exit: written anew
         return now != self._spill.digest(stored.value, slot.entry)
 
     # -- from disk to memory -----------------------------------------------------------
@@ -475,6 +475,16 @@ class Engine(Packing):
         for slot in self._slots.values():
             slot.inherited = slot.dirty
 
+    def _write_last(self, slots: Sequence[Slot]) -> list[tuple[Slot, Exception]]:
+        """`_write_out` at exit, where no error of one value may cost others theirs."""
+        try:
+            return self._write_out(slots, keep=False)
+        except Exception as error:  # noqa: BLE001 - logged by the caller
+            if len(slots) <= 1:
+                return [(slot, error) for slot in slots]
+            half = len(slots) // 2
+            return self._write_last(slots[:half]) + self._write_last(slots[half:])
+
     def at_exit(self) -> None:
         """Publish what is dirty, remove a temporary folder; never raises."""
         if self._closed:
@@ -486,8 +496,9 @@ class Engine(Packing):
                     slots = [
                         slot for slot in self._slots.values() if not slot.inherited
                     ]
-                    self._raise_first(self._write_out(slots, keep=False))
+                    failed = self._write_last(slots)
                     self._settle()
+                    self._raise_first(failed)
             except Exception:  # the interpreter ends: a log line is all that is left
                 log.exception("%s: some values could not be written at exit", self.path)
             self._release()

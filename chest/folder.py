@@ -182,6 +182,8 @@ class Folder:
             system.write_all(fd, pieces)
             if sync:
                 system.sync_file(fd)
+            else:
+                system.flush_file(fd)
             self.rename(temporary, name)
         except BaseException:
             self.unlink(temporary, missing_ok=True)
@@ -196,10 +198,13 @@ class Folder:
         while True:
             name = f"{TEMPORARY}{os.getpid():x}-{secrets.token_hex(4)}"
             os.mkdir(self._here(name), self.folder_mode, dir_fd=self._at())
-            fd = self._open_folder(name)
+            try:
+                fd = self._open_folder(name)
+            except FileNotFoundError:
+                continue  # the sweep came between the calls
             try:
                 system.lock(fd)
-                # The sweep may have come between the calls.
+                # It may have come between these, too.
                 if self._is_at(fd, name):
                     return fd, name
             except BaseException:

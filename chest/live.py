@@ -57,33 +57,42 @@ class LiveArray:
     Attributes and methods that are not named here are zarr's, for reading. Threads may
     share it, but a ``with`` block is one change, whoever writes in it.
 
+    Threads see a change when it is published, but what is written in a block at once.
+
     A change writes the chunks it touches, links the others (some 10 µs for each file)
     and writes the seal. In the block no lock of the chest is held, but others that want
     to change the same key wait for its end. Readers never wait.
     """
 
-    __slots__ = ("__weakref__", "_change", "_chest", "_key", "_seen", "mode")
+    __slots__ = ("__weakref__", "_change", "_chest", "_key", "_lock", "_seen", "mode")
 
     def __init__(self, chest: Upkeep, key: Hashable, mode: str) -> None:
         self._chest, self._key, self.mode = chest, key, mode
         self._change: _Change | None = None
         self._seen: tuple[AnyEntry, Any] | None = None
+        self._lock = threading.RLock()  # held while something is written or published
         self._now()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Travel as the chest's path, the key and the mode."""
+        return type(self), (self._chest, self._key, self.mode)
 
     # -- read --------------------------------------------------------------------------
 
     def _now(self) -> Any:
         """Zarr's array as it is now."""
-        if self._change is not None:
-            return self._change.array
+        change = self._change
+        if change is not None and change.is_seen:
+            return change.array
         for _ in range(MOST_LOOKS):
             entry = folder_entry(self._chest, self._key)
-            if self._seen is not None and same(self._seen[0], entry):
-                return self._seen[1]
+            seen = self._seen
+            if seen is not None and same(seen[0], entry):
+                return seen[1]
             with contextlib.suppress(FileNotFoundError):  # replaced: look again
-                self._seen = entry, pinned(self._chest, self._key, entry)[0]
-                return self._seen[1]
-            self._chest.refresh()
+                array = pinned(self._chest, self._key, entry)[0]
+                self._seen = entry, array
+                return array
         raise _too_fast(self._chest, self._key)
 
     def __getattr__(self, name: str) -> Any:
@@ -91,12 +100,12 @@ class LiveArray:
 
     def __getitem__(self, selection: Any) -> Any:
         """A part of the array, read from its chunks alone."""
-        with self._reading():
-            return self._now()[selection]
+        with self._reading() as array:
+            return array[selection]
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:
-        with self._reading():
-            return self._now().__array__(dtype)
+        with self._reading() as array:
+            return array.__array__(dtype)
 
     def __len__(self) -> int:
         return int(self._now().shape[0])
@@ -108,8 +117,29 @@ class LiveArray:
         array = self._now()
         return f"<LiveArray {short(self._key)} {array.dtype} {array.shape}>"
 
-    def _reading(self) -> contextlib.AbstractContextManager[None]:
-        return reading(self._chest.path, self._key)
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[Any]:
+        """Zarr's array as it is now, in a block in which it stays open."""
+        change = self._change
+        open_block = change is not None and change.is_seen
+        # What is published holds its own folder; a block is another thread's to end.
+        lock: Any = self._lock if open_block else contextlib.nullcontext()
+        with reading(self._chest.path, self._key), lock:
+            yield self._now()
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Keep other threads from changing it through this object."""
+        chest, key = self._chest, self._key
+        timeout = chest._settings.timeout
+        most = threading.TIMEOUT_MAX if timeout is None else timeout
+        if not self._lock.acquire(timeout=min(most, threading.TIMEOUT_MAX)):
+            msg = f"{short(key)} in {chest.path} is being changed by another thread"
+            raise errors.LockTimeout(msg, key=key, path=chest.path)
+        try:
+            yield
+        finally:
+            self._lock.release()
 
     @property
     def attrs(self) -> MutableMapping[str, Any]:
@@ -194,23 +224,41 @@ class LiveArray:
         StoreError
             The disk refused, or somebody set the key meanwhile. The array is as before.
         """
-        if self._change is not None:
-            return step(self._change.array)
-        with self:
-            return step(self._now())
+        with self._alone():
+            if self._change is not None:
+                return step(self._change.array)
+            with contextlib.ExitStack() as stack:
+                change = self._begin(threading.get_ident())
+                stack.push(self._end)
+                return step(change.array)
 
     def __enter__(self) -> Self:
-        if self._change is not None:
-            msg = f"this with block for {short(self._key)} is open already"
-            raise RuntimeError(msg)
-        if self.mode == "r":
-            msg = f"{short(self._key)} was opened with mode='r'"
-            raise errors.ReadOnlyError(msg, key=self._key, path=self._chest.path)
-        self._now()  # what is in memory and newer is published first
-        self._change = _Change(self._chest, self._key)
+        with self._alone():
+            if self._change is not None:
+                msg = f"this with block for {short(self._key)} is open already"
+                raise RuntimeError(msg)
+            self._begin()
         return self
 
     def __exit__(self, kind: object, *_: object) -> None:
+        with self._lock:  # others that write in this block come to an end first
+            self._end(kind)
+
+    def _begin(self, thread: int = 0) -> _Change:
+        """Open a change, that of one thread or that of a block."""
+        if self.mode == "r":
+            msg = f"{short(self._key)} was opened with mode='r'"
+            raise errors.ReadOnlyError(msg, key=self._key, path=self._chest.path)
+        # What is in memory and newer, or was changed there in place, is published first.
+        slot = self._chest._slots.get(self._key)
+        if slot is not None:
+            self._chest._raise_first(self._chest._write_out([slot], keep=True))
+        self._now()
+        change = self._change = _Change(self._chest, self._key, thread)
+        return change
+
+    def _end(self, kind: object, *_: object) -> None:
+        """Publish the change, or forget it after an exception."""
         change, self._change = self._change, None
         assert change is not None
         try:
@@ -247,10 +295,18 @@ def _parts(array: Any, selection: Any, value: Any) -> Iterator[tuple[Any, Any]]:
 
 
 class _Change:
-    """One change of one array, from its turn to its publication."""
+    """One change of one array, from its turn to its publication.
 
-    def __init__(self, chest: Upkeep, key: Hashable) -> None:
-        self._chest, self._key = chest, key
+    Parameters
+    ----------
+    chest : Chest
+    key : Hashable
+    thread : int
+        The only thread that sees it; 0: all do.
+    """
+
+    def __init__(self, chest: Upkeep, key: Hashable, thread: int) -> None:
+        self._chest, self._key, self._thread = chest, key, thread
         self._stack = contextlib.ExitStack()
         with contextlib.ExitStack() as stack:
             self._base, fd = stack.enter_context(_turn(chest, key))
@@ -259,6 +315,11 @@ class _Change:
             with reading(chest.path, key):
                 self.array = zarr_().open_array(self._filling.store)
             self._stack = stack.pop_all()
+
+    @property
+    def is_seen(self) -> bool:
+        """The thread that asks reads what was changed, not what was published."""
+        return self._thread in (0, threading.get_ident())
 
     def publish(self) -> list[str]:
         """Publish the change; returns names to delete once `close` was called."""
@@ -394,11 +455,19 @@ def pinned(chest: Upkeep, key: Hashable, entry: AnyEntry) -> tuple[Any, Any]:
     Raises
     ------
     FileNotFoundError
-        The folder is gone.
+        The folder is gone, and the entry with it: look again.
+    CorruptValueError
+        The folder is gone, or it is not what was published.
     """
     spill = chest._spill
-    fd = spill.hold(key, entry)
     path = spill.store.home.join(entry.name)
+    try:
+        fd = spill.hold(key, entry)
+    except FileNotFoundError as error:
+        chest.refresh()
+        if same(chest._manifest.index.get(key), entry):
+            raise missing(path, key, error) from error
+        raise
     try:
         seal = spill.seal(fd, key, entry)
         store = zarr_().FolderStore(path, key, seal.pieces, base=fd)
@@ -428,7 +497,10 @@ def _turn(chest: Upkeep, key: Hashable) -> Iterator[tuple[Entry, int]]:
                 chest.refresh()
                 if not same(chest._manifest.index.get(key), entry):
                     continue  # somebody was quicker: its folder is the one to wait for
-                fd = chest._spill.hold(key, entry)
+                try:
+                    fd = chest._spill.hold(key, entry)
+                except FileNotFoundError:
+                    continue  # replaced just now: the next look tells
                 try:
                     yield entry, fd
                 finally:
@@ -512,8 +584,8 @@ class _Indexer:
         self._live, self._name = live, name
 
     def __getitem__(self, selection: Any) -> Any:
-        with self._live._reading():
-            return getattr(self._live._now(), self._name)[selection]
+        with self._live._reading() as array:
+            return getattr(array, self._name)[selection]
 
     def __setitem__(self, selection: Any, value: Any) -> None:
         name = self._name

@@ -25,7 +25,7 @@ import msgspec
 
 from chest import errors, keys
 from chest.arraytier import is_folder, zarr_
-from chest.folder import PACK, refusals, refused
+from chest.folder import PACK, TEMPORARY, refusals, refused
 from chest.formats.compressed import (
     AUTO,
     CODECS,
@@ -115,6 +115,7 @@ class SpillTier(ReadTier):
         self._fallback = fallback
         self._compressed = form_of(compression)
         self._file_ids = _file_ids()
+        self._left: set[str] = set()  # replaced folders that somebody reads
 
     def exclusive(self) -> AbstractContextManager[None]:
         """Hold the lock between processes; see `Manifest.exclusive`."""
@@ -146,7 +147,14 @@ class SpillTier(ReadTier):
         list
             In the order of *jobs*; an exception where one could not be written.
         """
-        return [self._attempt(job) for job in jobs]
+        written: list[Written | Exception] = []
+        try:
+            for job in jobs:
+                written.append(self._attempt(job))  # noqa: PERF401 - discarded below
+        except BaseException:
+            self.discard(each for each in written if isinstance(each, Written))
+            raise
+        return written
 
     def encode(self, job: Job) -> Written:
         """Write one value to a file that nobody sees yet; no lock.
@@ -159,6 +167,16 @@ class SpillTier(ReadTier):
             The disk refused. No file is left.
         """
         self.manifest.check_writable()
+        try:
+            return self._encode_as_asked(job)
+        except RuntimeError as error:
+            if job.format != "zarr":
+                raise
+            # When the interpreter ends, zarr gets no threads any more.
+            log.info("%s is no zarr array: %s", errors.short(job.key), error)
+            return self._encode_as_asked(job._replace(format=self._fallback))
+
+    def _encode_as_asked(self, job: Job) -> Written:
         draft: Draft | FolderDraft
         folder = self._gets_folder(job.format, job.value)
         if job.format == "zarr" and not folder:
@@ -322,13 +340,15 @@ class SpillTier(ReadTier):
         """Remove files that no record holds any more; no lock.
 
         One that cannot be removed is left to the sweep: what it held is replaced already.
+        A folder that somebody reads is tried again the next time, and by `close`.
         """
-        for name in names:
+        again, self._left = self._left, set()
+        for name in again.union(names):
             try:
                 if name.startswith(PACK):
                     self.packs.delete(name)
-                else:
-                    self.store.delete(name)
+                elif not self.store.delete(name) and name.startswith(TEMPORARY):
+                    self._left.add(name)  # a name that nobody else will have
             except OSError as error:
                 log.info("%s is left: %s", self.store.home.join(name), error)
 
@@ -413,11 +433,13 @@ class SpillTier(ReadTier):
 
     def close(self) -> None:
         """Release the descriptors. Safe to call twice."""
+        self.delete(())
         self.manifest.close()
 
     def after_fork(self) -> None:
         """Stop sharing descriptors with the parent, in the child."""
         self.manifest.after_fork()
+        self._left = set()
         self._file_ids = _file_ids()
 
     # -- steps -------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import weakref
 from collections.abc import AsyncIterator, Iterable
 from typing import Any, Self
 
@@ -79,6 +80,24 @@ def zarr_store(
     return ChestStore(chest, origin, prefix=prefix, read_only=read_only)
 
 
+class _Changes:
+    """How often a chest was changed through stores of this process, and their lock."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.count = 0  # what was read before the last of them is old
+
+
+_changes: weakref.WeakValueDictionary[str, _Changes] = weakref.WeakValueDictionary()
+_guard = threading.Lock()
+
+
+def _changes_of(chest: Chest) -> _Changes:
+    """What all stores of a chest share: zarr makes another one to read only."""
+    with _guard:
+        return _changes.setdefault(chest.path, _Changes())
+
+
 class ChestStore(Store):
     """See `zarr_store`, which makes one."""
 
@@ -94,8 +113,7 @@ class ChestStore(Store):
         self.chest = chest
         self.origin = origin
         self.prefix = prefix
-        self._lock = threading.Lock()
-        self._changes = 0  # made through this store: what was read before them is old
+        self._changes = _changes_of(chest)
 
     supports_writes = True
     supports_deletes = True
@@ -132,12 +150,12 @@ class ChestStore(Store):
 
     def __getstate__(self) -> dict[str, Any]:
         state = dict(self.__dict__)
-        del state["_lock"]
+        del state["_changes"]
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._lock = threading.Lock()
+        self._changes = _changes_of(self.chest)
 
     # -- read --------------------------------------------------------------------------
 
@@ -199,7 +217,7 @@ class ChestStore(Store):
     async def _fetch(self, key: str) -> bytes | None:
         """A whole object of the origin, which stays in the chest."""
         assert self.origin is not None
-        changes = self._changes
+        changes = self._changes.count
         found = await self.origin.get(key, default_buffer_prototype())
         if found is None:
             return None
@@ -210,8 +228,8 @@ class ChestStore(Store):
 
     def _admit(self, name: str, data: bytes, changes: int) -> None:
         """Keep what was read, unless something was written since."""
-        with self._lock:
-            if self._changes == changes:
+        with self._changes.lock:
+            if self._changes.count == changes and name not in self.chest:
                 self.chest[name] = data
 
     # -- change ------------------------------------------------------------------------
@@ -281,13 +299,13 @@ class ChestStore(Store):
             await asyncio.to_thread(change, name, data, *more)
 
     def _put(self, name: str, data: bytes) -> None:
-        with self._lock:
-            self._changes += 1
+        with self._changes.lock:
+            self._changes.count += 1
             self.chest[name] = data
 
     def _forget(self, *names: str) -> None:
-        with self._lock:
-            self._changes += 1
+        with self._changes.lock:
+            self._changes.count += 1
             for name in names:
                 self.chest.pop(name, None)
 

@@ -131,6 +131,15 @@ class Compressed:
         DecodingError
             The codec, a module, or a Python that the value needs is not here.
         """
+        plain = self._plain(source)
+        return self._pickle.load(plain, file_id=file_id, full=full)
+
+    def check(self, source: Source, *, file_id: str | None) -> None:
+        """Raise what `load` would if a byte of the file is not what was written."""
+        self._pickle.check(self._plain(source), file_id=file_id)
+
+    def _plain(self, source: Source) -> Source:
+        """The pickle of a file, in memory."""
         sizes = _checked(source)
         try:
             codec = _codec(self._codec)
@@ -147,12 +156,7 @@ class Compressed:
                 raise corrupt(source, "a block has not the size that was written")
             data[start : start + raw] = block
             start, at = start + raw, at + stored
-        plain = source._replace(data=memoryview(data), mapped=False, writable=False)
-        return self._pickle.load(plain, file_id=file_id, full=full)
-
-    def check(self, source: Source, *, file_id: str | None) -> None:
-        """Raise `CorruptValueError` if a byte of the file is not what was written."""
-        _checked(source)
+        return source._replace(data=memoryview(data), mapped=False, writable=False)
 
 
 def form_of(compression: str | bool | None) -> str:

@@ -141,15 +141,17 @@ class FolderDraft:
         self.path = home.join(self.name)
 
     def finish(self, *, sync: bool) -> None:
-        """Wait for the disk. Files that have another link were waited for before."""
+        """Wait for the disk.
+
+        Also for files that have another link: who wrote them may not have waited.
+        """
         if not sync:
             return
         for _, _, files, at in os.fwalk(".", dir_fd=self.fd):
             for name in files:
                 fd = os.open(name, os.O_RDONLY, dir_fd=at)
                 try:
-                    if os.fstat(fd).st_nlink == 1:
-                        system.sync_file(fd)
+                    system.sync_file(fd)
                 finally:
                     system.close(fd)
             system.sync_directory(at)
@@ -327,16 +329,18 @@ class LocalStore:
         data = system.map_file(fd, size, writable=writable)
         return Source(path, data, mapped is not None, writable, key)
 
-    def delete(self, name: str) -> None:
+    def delete(self, name: str) -> bool:
         """Remove what no record holds any more; no error when it is gone.
 
-        A folder that somebody reads is left; the sweep comes back for it.
+        False: it is a folder that somebody reads, and is left for later.
         """
         status = self.home.stat(name)
         if status is None or not stat.S_ISDIR(status.st_mode):
             self.home.unlink(name, missing_ok=True)
         elif not self.home.remove_folder(name):
             log.info("%s is left: somebody reads it", self.home.join(name))
+            return False
+        return True
 
     def set_aside(self, name: str) -> str:
         """Take its name from a value, for `delete`; returns the one that it has now."""

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from chest import Chest
+from tests.processes import helpers
 
 SPAWN = multiprocessing.get_context("spawn")
 CHUNKS = 6
@@ -116,3 +117,48 @@ def test_processes_that_change_one_chunk_lose_no_update(tmp_path):
         assert list(c["x"]) == [1] * 8 + [2] * 8
         c.compact()
         assert len(os.listdir(path)) == 2
+
+
+BEGIN = """
+import sys
+import numpy as np
+from chest import Chest
+c = Chest(sys.argv[1])
+"""
+
+
+@pytest.mark.parametrize("warm", [False, True], ids=["first", "later"])
+def test_arrays_that_are_set_last_are_published_when_the_interpreter_ends(
+    warm, tmp_path
+):
+    script = BEGIN + (
+        "c.set('a', np.zeros(3), format='zarr')\n"
+        f"{'c.sync()' if warm else ''}\n"
+        "c['p'] = 'x' * 100_000\n"
+        "c.set('z', np.arange(10), format='zarr')\n"
+        "c['q'] = [1] * 5000\n"
+    )
+
+    helpers.run(script, tmp_path / "c")
+
+    with Chest(tmp_path / "c") as c:
+        assert {*c} == {"a", "p", "z", "q"}
+        assert (c["z"] == np.arange(10)).all()
+
+
+def test_an_array_that_was_changed_in_memory_is_published_when_the_interpreter_ends(
+    tmp_path,
+):
+    script = BEGIN + (
+        "c.set('z', np.zeros(10), format='zarr', mapped='copy')\n"
+        "c.sync()\n"
+        "c.flush()\n"
+        "c['z'][3] = 5\n"
+        "c['p'] = 'x' * 100_000\n"
+    )
+
+    helpers.run(script, tmp_path / "c")
+
+    with Chest(tmp_path / "c") as c:
+        assert c["z"][3] == 5
+        assert len(c["p"]) == 100_000

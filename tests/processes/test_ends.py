@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -164,3 +165,24 @@ os.kill(os.getpid(), signal.SIGKILL)
     helpers.run(script, chest_dir, status=-9)
     with Chest(chest_dir) as c:
         assert dict(c) == {"published": 1}
+
+
+def test_what_nobody_expected_of_one_value_at_exit_costs_no_other_value(
+    chest_dir: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    c = Chest(chest_dir)
+    for n in range(5):
+        c[n] = [n] * 5000
+    encode = c._spill.encode
+
+    def fails(job: Any) -> Any:
+        if job.key == 2:
+            raise ZeroDivisionError
+        return encode(job)
+
+    c._spill.encode = fails  # type: ignore[method-assign]
+    c.at_exit()
+    assert "ZeroDivisionError" in caplog.text
+    with Chest(chest_dir) as c:
+        assert {*c} == {0, 1, 3, 4}
+    assert [name for name in os.listdir(chest_dir) if name.startswith(".tmp")] == []

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import pickle
 import shutil
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import zarr
 
-from chest import Chest, errors
+from chest import Chest, errors, system
+from chest.folder import Folder
 
 
 @pytest.fixture
@@ -313,6 +316,33 @@ def test_a_folder_that_is_gone_or_another_is_an_error_with_the_key(chest):
     del chest["x"]
 
 
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("ask", ["array", "zarr"])
+def test_a_folder_that_is_gone_is_told_by_whoever_asks_for_it(ask, chest):
+    chest["x"] = np.arange(10)
+    chest.flush()
+    shutil.rmtree(chest.key_to_filename("x"))
+
+    with pytest.raises(errors.CorruptValueError, match="'x', is missing"):
+        getattr(chest, ask)("x")
+
+    del chest["x"]
+
+
+def test_a_link_in_place_of_the_seal_is_found_and_not_followed(chest, tmp_path):
+    chest["x"] = np.arange(10)
+    chest.flush()
+    seal = os.path.join(chest.key_to_filename("x"), ".chest")
+    os.rename(seal, tmp_path / "away")
+    os.symlink(tmp_path / "away", seal)
+
+    assert [problem.key for problem in chest.verify()] == ["x"]
+    with pytest.raises(errors.StoreError, match="could not be read"):
+        chest["x"]
+
+    del chest["x"]
+
+
 def test_a_seal_that_leads_out_of_the_folder_is_refused(chest):
     from chest.formats import zarr_
 
@@ -352,7 +382,8 @@ def test_each_change_is_published_and_leaves_one_folder(chest, tmp_path):
         ):
             change()
             seen.append(other.entry("x").generation)
-            assert len(folders(chest)) == 1
+            # What zarr's own thread still has open goes later.
+            assert len([n for n in folders(chest) if not n.startswith(".tmp-")]) == 1
         assert len({*seen}) == 8
         value = np.zeros((30, 5))
         value[0:2] = value[20:22] = 1
@@ -424,6 +455,21 @@ def test_readers_keep_the_array_that_they_have(chest):
     assert folders(chest) == []
 
 
+@pytest.mark.parametrize("at", ["next change", "close"])
+def test_a_folder_that_was_read_when_it_was_replaced_goes_later(at, tmp_path):
+    with Chest(tmp_path / "c", format="zarr") as c:
+        c["x"], c["y"] = np.zeros(10), np.zeros(10)
+        c.sync()
+        fd = c._spill.hold("x", c._manifest.index.get("x"))
+        c.zarr("x")[0] = 1
+        assert len(folders(c)) == 3
+        c._spill.store.home.close_folder(fd)
+        if at == "next change":
+            c.zarr("y")[0] = 1
+            assert len(folders(c)) == 2
+    assert len(folders(c)) == 2
+
+
 def test_what_is_newer_in_memory_is_what_is_changed(chest):
     chest["x"] = np.zeros(10)
     chest.flush()
@@ -431,6 +477,19 @@ def test_what_is_newer_in_memory_is_what_is_changed(chest):
     chest.zarr("x")[0] = 5
 
     assert list(chest["x"][:2]) == [5, 1]
+
+
+def test_what_was_changed_in_memory_in_place_is_what_is_changed_on_disk(tmp_path):
+    with Chest(tmp_path / "c") as c:
+        c.set("x", np.zeros(10), format="zarr", mapped="copy")
+        c.flush()
+        c["x"][3] = 5
+        c.zarr("x")[0] = 1
+        assert list(c["x"][:4]) == [1, 0, 0, 5]
+        c["x"][4] = 6
+        with c.zarr("x") as z:
+            z[5] = 7
+        assert list(c["x"][:6]) == [1, 0, 0, 5, 6, 7]
 
 
 def test_threads_that_change_one_chunk_take_turns(chest):
@@ -452,6 +511,99 @@ def test_threads_that_change_one_chunk_take_turns(chest):
     assert (chest["x"] == 1).all()
     chest.compact()
     assert len(folders(chest)) == 1
+
+
+def in_threads(work, count=4):
+    """Run *work* with 0, 1, 2 … in threads at once; no error of theirs is lost."""
+    start = threading.Barrier(count)
+
+    def begin(mine):
+        start.wait()
+        work(mine)
+
+    with ThreadPoolExecutor(count) as pool:
+        for future in [pool.submit(begin, mine) for mine in range(count)]:
+            future.result()
+
+
+def test_threads_that_share_one_object_lose_no_change(chest):
+    chest.set("x", np.zeros(40, "i8"), chunks=(10,))
+    z = chest.zarr("x")
+
+    def work(mine):
+        for n in range(10):
+            z[n * 4 + mine] = 1
+            assert z[n * 4 + mine] == 1
+
+    in_threads(work)
+
+    assert (chest["x"] == 1).all()
+
+
+def test_threads_that_write_in_an_open_block_are_one_change(chest):
+    chest.set("x", np.zeros(40, "i8"), chunks=(10,))
+    chest.sync()
+    before = chest.entry("x").generation
+    with chest.zarr("x") as z:
+
+        def work(mine):
+            for n in range(10):
+                z[mine * 10 + n] += 1
+
+        in_threads(work)
+        assert chest.entry("x").generation == before
+    assert (chest["x"] == 1).all()
+    assert chest.entry("x").generation == before + 1
+
+
+def test_a_block_is_not_published_while_another_thread_writes_in_it(chest):
+    chest["x"] = np.zeros(10)
+    z = chest.zarr("x")
+    writing, may_end = threading.Event(), threading.Event()
+
+    def slowly(array):
+        writing.set()
+        may_end.wait(20)
+        array[3] = 5
+
+    with ThreadPoolExecutor(2) as pool:
+        z.__enter__()
+        writer = pool.submit(z.change, slowly)
+        writing.wait(20)
+        end = pool.submit(z.__exit__, None, None, None)
+        may_end.set()
+        writer.result()
+        end.result()
+
+    assert chest["x"][3] == 5
+
+
+def test_a_shared_object_waits_no_longer_than_the_timeout(tmp_path):
+    with Chest(tmp_path / "c", format="zarr", timeout=0.01) as c:
+        c["x"] = np.zeros(3)
+        z = c.zarr("x")
+
+        def nested(array):
+            with ThreadPoolExecutor(1) as pool:
+                late = pool.submit(z.__setitem__, 0, 1)
+                with pytest.raises(errors.LockTimeout, match="another thread"):
+                    late.result()
+                # Who reads does not wait.
+                assert pool.submit(z.__getitem__, 0).result() == 0
+            array[0] = 2
+
+        z.change(nested)
+        assert z[0] == 2
+
+
+def test_an_array_on_disk_travels_as_path_and_key(chest):
+    chest["x"] = np.arange(5)
+
+    again = pickle.loads(pickle.dumps(chest.zarr("x", mode="r")))
+
+    assert (again[:] == np.arange(5)).all()
+    assert again.mode == "r"
+    again._chest.close()
 
 
 def test_two_blocks_of_one_thread_are_an_error_and_no_deadlock(chest):
@@ -479,6 +631,42 @@ def test_a_key_that_is_set_or_deleted_meanwhile_wins_over_the_change(chest):
     del z
     chest.compact()  # what the block held open
     assert folders(chest) == []
+
+
+def test_a_folder_that_the_sweep_took_before_it_was_locked_is_made_anew(
+    chest, monkeypatch
+):
+    open_folder, taken = Folder._open_folder, []
+
+    def late(home, name):
+        if not taken:
+            taken.append(name)
+            os.rmdir(home.join(name))
+        return open_folder(home, name)
+
+    monkeypatch.setattr(Folder, "_open_folder", late)
+    chest["x"] = np.arange(10)
+    chest.sync()
+
+    assert taken
+    assert len(folders(chest)) == 1
+
+
+def test_a_folder_that_goes_before_a_change_opens_it_is_looked_for_again(chest):
+    chest["x"] = np.arange(10)
+    z = chest.zarr("x")
+    hold, asked = chest._spill.hold, []
+
+    def late(key, entry):
+        asked.append(entry)
+        if len(asked) == 1:
+            raise FileNotFoundError
+        return hold(key, entry)
+
+    chest._spill.hold = late
+    z[0] = 5
+
+    assert z[0] == 5
 
 
 def test_what_cannot_be_changed_says_why(chest, tmp_path):
@@ -700,3 +888,133 @@ def test_all_chunks_of_an_array_lie_in_one_folder(chest):
     assert sorted(inside) == sorted(
         [".chest", "zarr.json", *(f"c.{n}.{m}" for n in range(4) for m in range(4))]
     )
+
+
+@pytest.mark.parametrize("pack", [True, False], ids=["pack", "log"])
+def test_small_arrays_are_told_apart_by_what_is_in_them(pack, tmp_path):
+    tokenize = pytest.importorskip("dask.base").tokenize
+    with Chest(tmp_path / "c") as c:
+        for n in range(100 if pack else 1):
+            c[n] = np.arange(3) + n
+        if pack:
+            c.flush()
+        else:
+            c.sync()
+        old, again = c.array(0), c.array(0)
+        assert tokenize(old) == tokenize(again)
+        for n in range(100 if pack else 1):
+            c[n] = np.arange(3) * 2
+        if pack:
+            c.flush()
+        else:
+            c.sync()
+        new = c.array(0)
+        assert c.entry(0).stored_nbytes < 1000
+        assert list(old[:]) == [0, 1, 2]
+        assert list(new[:]) == [0, 2, 4]
+        assert tokenize(old) != tokenize(new)
+
+
+def test_fields_of_records_and_single_objects_are_had_from_a_lazy_array(tmp_path):
+    table = np.array([(1, 2.5), (3, 4.5)], [("a", "i4"), ("b", "f8")])
+    with Chest(tmp_path / "c") as c:
+        c["table"], c["objects"] = table, np.array([1, "a", None], object)
+        lazy = c.array("table")
+        assert list(lazy["b"]) == [2.5, 4.5]
+        assert lazy[["b", "a"]].dtype.names == ("b", "a")
+        assert lazy[1]["a"] == 3
+        objects = c.array("objects")
+        assert (objects[0], objects[1], objects[2]) == (1, "a", None)
+        assert objects[1:].dtype == object
+
+
+def test_files_that_were_linked_are_on_the_medium_before_a_change_is_published(
+    tmp_path, monkeypatch
+):
+    with Chest(tmp_path / "c", format="zarr") as c:
+        c.set("x", np.zeros(30), chunks=(10,))
+    synced, sync = set(), system.sync_file
+
+    def watched(fd):
+        synced.add(os.fstat(fd).st_ino)
+        sync(fd)
+
+    monkeypatch.setattr(system, "sync_file", watched)
+    with Chest(tmp_path / "c", durability="power") as c:
+        c.zarr("x")[0] = 1
+        folder = c.key_to_filename("x")
+        inside = {entry.inode() for entry in os.scandir(folder)}
+    assert len(inside) == 5
+    assert inside <= synced
+
+
+def test_what_a_file_system_refuses_when_a_file_is_closed_is_an_error(
+    chest, monkeypatch
+):
+    chest["x"] = np.zeros(30)
+    chest.flush()
+
+    def refuses(fd):
+        raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+
+    monkeypatch.setattr(system, "flush_file", refuses)
+    with pytest.raises(errors.StoreError, match="quota"):
+        chest.zarr("x")[0] = 1
+    with pytest.raises(OSError, match="quota"):
+        chest._spill.store.home.write_aside("note", [b"x"], sync=False)
+    chest["y"] = np.zeros(3)
+    with pytest.raises(errors.StoreError, match="quota"):
+        chest.sync()
+    monkeypatch.undo()
+
+    assert chest.zarr("x")[0] == 0
+    assert len(folders(chest)) == 1
+
+
+def test_the_digest_of_a_strided_array_is_taken_in_large_slices(monkeypatch):
+    from chest.formats import zarr_
+
+    whole = np.arange(600_000.0)
+    digest = zarr_.value_digest(whole[::3].copy())
+    calls, contiguous = [], np.ascontiguousarray
+
+    def watched(part):
+        calls.append(part.nbytes)
+        return contiguous(part)
+
+    monkeypatch.setattr(np, "ascontiguousarray", watched)
+
+    assert zarr_.value_digest(whole[::3]) == digest
+    assert len(calls) == 2
+    assert max(calls) <= 1 << 20
+    for view in (whole.reshape(600, 10, 100)[:, ::3], whole.reshape(2, -1)[:, ::2]):
+        assert zarr_.value_digest(view) == zarr_.value_digest(view.copy())
+
+
+def test_blocks_of_another_byte_order_are_streamed(chest):
+    blocks = [np.arange(5.0).astype(">f8") + n for n in range(3)]
+
+    z = chest.store("x", iter(blocks))
+
+    assert (z[:] == np.concatenate(blocks)).all()
+    assert z.dtype == np.dtype("f8")
+    with pytest.raises(errors.EncodingError, match="dtype float32"):
+        chest.store("y", iter([np.zeros(3), np.zeros(3, "f4")]))
+
+
+def test_the_rows_of_many_small_blocks_are_counted_once(chest):
+    counted = 0
+
+    class Block(np.ndarray):
+        def __len__(self):
+            nonlocal counted
+            counted += 1
+            return super().__len__()
+
+    blocks = [np.full((1, 2), n).view(Block) for n in range(200)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(np, "asarray", lambda block: block)
+        z = chest.store("x", iter(blocks), chunks=(300, 2))
+
+    assert (z[:, 1] == np.arange(200)).all()
+    assert counted <= 3 * len(blocks)

@@ -184,6 +184,56 @@ def test_an_object_that_was_written_while_the_old_one_was_fetched_is_not_lost(ch
     assert asyncio.run(scene()) == b"new"
 
 
+@pytest.mark.parametrize("other", ["made", "read only", "travelled"])
+def test_stores_that_share_a_chest_keep_no_old_object(other, chest):
+    class Slow(MemoryStore):
+        async def get(self, key, prototype=None, byte_range=None):
+            found = await super().get(key, prototype, byte_range)
+            fetched.set()
+            await go_on.wait()
+            return found
+
+    fetched, go_on = asyncio.Event(), asyncio.Event()
+    old, new = cpu.Buffer.from_bytes(b"old"), cpu.Buffer.from_bytes(b"new")
+
+    async def scene():
+        origin = Slow()
+        await origin.set("k", old)
+        writer = zarr_store(chest, origin)
+        reader = zarr_store(chest, origin)
+        if other == "read only":
+            reader = writer.with_read_only(read_only=True)
+        elif other == "travelled":
+            state = reader.__getstate__()
+            reader = ChestStore.__new__(ChestStore)
+            reader.__setstate__(state)
+        late = asyncio.create_task(reader.get("k"))
+        await fetched.wait()
+        await writer.set("k", new)
+        go_on.set()
+        assert (await late).to_bytes() == b"old"
+        return (await reader.get("k")).to_bytes()
+
+    assert asyncio.run(scene()) == b"new"
+
+
+def test_what_came_into_the_chest_meanwhile_is_not_replaced_by_what_was_fetched(chest):
+    class Slow(MemoryStore):
+        async def get(self, key, prototype=None, byte_range=None):
+            found = await super().get(key, prototype, byte_range)
+            chest["k"] = b"new"  # as another process does
+            return found
+
+    async def scene():
+        origin = Slow()
+        await origin.set("k", cpu.Buffer.from_bytes(b"old"))
+        store = zarr_store(chest, origin)
+        await store.get("k")
+        return (await store.get("k")).to_bytes()
+
+    assert asyncio.run(scene()) == b"new"
+
+
 def test_a_write_that_the_origin_refuses_leaves_nothing_in_the_chest(chest):
     class Full(MemoryStore):
         async def set(self, key, value, byte_range=None):
