@@ -200,13 +200,18 @@ class Handle:
                 continue
             state[tail] = segments[0] << SHIFT
             for segment in reversed(segments):
-                state[head], last = items.follow(segment << SHIFT)
+                at = segment << SHIFT
+                state[head], last = items.follow(at, gaps=items is self._dead)
                 if last is not None:
                     break
             log.info("%s: its state was lost and is rebuilt", self.path)
             if items is self._items and last is not None:
                 state[h.PUTS] = last + 1
                 state[h.TAKES] = self._first_number(state)
+        if state[h.TAIL] == state[h.HEAD]:
+            # No item gives the next number, and those of dead letters are in use.
+            after = [number + 1 for number in self._dead_numbers(state)]
+            state[h.PUTS] = state[h.TAKES] = max([state[h.PUTS], *after])
         return state
 
     def _first_number(self, state: State) -> int:

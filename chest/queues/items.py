@@ -263,8 +263,18 @@ class Items:
 
     # -- after a crash of the system ---------------------------------------------------
 
-    def follow(self, position: int) -> tuple[int, int | None]:
-        """(position behind the last whole record from *position* on, its number)."""
+    def follow(
+        self, position: int, *, gaps: bool = False
+    ) -> tuple[int, int | None]:
+        """(position behind the last whole record from *position* on, its number).
+
+        Parameters
+        ----------
+        position : int
+        gaps : bool
+            The numbers need not be consecutive. Where they must be, one that is not is
+            that of an older record.
+        """
         number = None
         while True:
             self._ahead_end = 0  # what was read ahead may have ended at the old head
@@ -273,7 +283,7 @@ class Items:
                 record = self.read(position, limit)
             except DamagedError:
                 break
-            if number is not None and record.number != number + 1:
+            if not gaps and number is not None and record.number != number + 1:
                 break
             position, number = record.after, record.number
         self._ahead, self._ahead_at, self._ahead_end = b"", 0, 0
