@@ -6,6 +6,7 @@ formats, the record, when a value file is deleted.
 
 from __future__ import annotations
 
+import logging
 import pickle
 import secrets
 from collections.abc import Sequence
@@ -34,6 +35,7 @@ ID = 16  # digits of the file id before a sealed payload
 WHAT = "of a queue"  # stands for the key in messages
 
 _dumps = pickle.dumps
+log = logging.getLogger("chest")
 
 # An item on its way into the queue: kind and payload of its record, and its value file,
 # which nobody sees yet. A plain tuple, because it is made for every item.
@@ -204,9 +206,18 @@ class Coder:
             home.sync()
 
     def remove(self, number: int, kind: int) -> None:
-        """Delete the value file of an item, if it has one."""
-        if kind in IN_FILE:
-            self.store.delete(value_name(number))
+        """Delete the value file of an item, if it has one.
+
+        That the item is gone is published already: a file that cannot be deleted is no
+        error, and goes when the queue is next opened by nobody else.
+        """
+        if kind not in IN_FILE:
+            return
+        name = value_name(number)
+        try:
+            self.store.delete(name)
+        except OSError as error:
+            log.info("%s is left: %s", self.store.home.join(name), error)
 
 
 def value_name(number: int) -> str:

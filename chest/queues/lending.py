@@ -236,14 +236,14 @@ class Lending(Handle):
                 if kind in IN_FILE:
                     old = self._home.join(value_name(letter.number))
                     self._home.link(old, value_name(number))
-                    moved.append(value_name(letter.number))
+                    moved.append((letter.number, kind))
                 records.append((number, kind, letter.payload))
             state[h.HEAD] = self._items.write(state[h.HEAD], records)
             state[h.PUTS] += len(records)
             state[h.UNFINISHED] += len(records)
             self._forget_dead(state)
-        for name in moved:
-            self._coder.store.delete(name)
+        for number, kind in moved:
+            self._coder.remove(number, kind)
         return len(letters)
 
     def clear_dead_letters(self) -> int:
