@@ -16,6 +16,7 @@ system, and is past.
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 import secrets
 import struct
@@ -38,6 +39,7 @@ TAKEN, BACK, DONE = range(1, 4)  # what happens to a lease
 NEVER_PAST = 1024  # events; fewer are not worth rewriting
 BURY_EVERY = 0.1  # seconds between two looks for holders that died
 
+log = logging.getLogger("chest")
 _event = struct.Struct("<QIIQQddQ")
 _digest = xxhash.xxh3_64_intdigest
 EVENT = _event.size
@@ -318,10 +320,12 @@ class Holder:
         return alone
 
     def leave(self) -> None:
-        """Disappear, and with it every lease."""
+        """Disappear, and with it every lease; never raises."""
         if self._fd >= 0:
-            self._home.unlink(f"{HOLDER}{self.id:016x}", missing_ok=True)
-            self.forget()
+            try:
+                _remove(self._home, f"{HOLDER}{self.id:016x}")
+            finally:
+                self.forget()
 
     def forget(self) -> None:
         """Give up a descriptor that a forked child inherited."""
@@ -336,6 +340,15 @@ def _appear(home: Folder) -> tuple[int, str]:
     return home.create(lambda: f"{HOLDER}{secrets.randbits(64) | 1:016x}")
 
 
+def _remove(home: Folder, name: str) -> None:
+    """Delete the file of a holder that goes or has died."""
+    try:
+        home.unlink(name, missing_ok=True)
+    except OSError as error:
+        # Nobody has its lock, and that is what counts. The next one tries again.
+        log.info("%s is left: %s", home.join(name), error)
+
+
 def _is_locked(home: Folder, name: str) -> bool:
     """Whether somebody has the lock of this file; it is removed if not."""
     try:
@@ -345,7 +358,7 @@ def _is_locked(home: Folder, name: str) -> bool:
     try:
         if not system.try_lock(fd):
             return True
-        home.unlink(name, missing_ok=True)
+        _remove(home, name)
         return False
     finally:
         system.close(fd)

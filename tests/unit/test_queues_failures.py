@@ -62,3 +62,16 @@ def test_a_file_that_cannot_be_deleted_costs_no_item(
         assert q.get() == item
         assert lease is None or q.ack(item)
     assert (q.qsize(), q.unfinished_tasks) == (0, 0 if lease else 20)
+    q.close()
+
+
+@pytest.mark.usefixtures("undeletable")
+def test_the_end_of_a_process_gives_back_where_nothing_can_be_deleted(
+    chest_dir: Path,
+) -> None:
+    q = DurableQueue(chest_dir, lease=60)
+    q.put("a")
+    assert q.get() == "a"
+    q.at_exit()
+    with DurableQueue(chest_dir, lease=60) as other:
+        assert other.get() == "a"
