@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import queue
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from chest import DurableQueue
+from chest import DurableQueue, FlushQueue, errors
 from chest.folder import Folder
-from tests.unit.test_queues import files
+from tests.unit.test_queues import damage, files
 
 LARGE = "x" * 100_000
 
@@ -75,3 +76,85 @@ def test_the_end_of_a_process_gives_back_where_nothing_can_be_deleted(
     q.at_exit()
     with DurableQueue(chest_dir, lease=60) as other:
         assert other.get() == "a"
+
+
+# -- FlushQueue --------------------------------------------------------------------------
+
+
+class Jobs(queue.Queue, FlushQueue):  # type: ignore[type-arg]
+    def __init__(self, path: Path, *items: object) -> None:
+        super().__init__()
+        self.path = path
+        for item in items:
+            self.put(item)
+
+    def all_of(self) -> list[object]:
+        return [self.get() for _ in range(self.qsize())]
+
+
+def test_bringing_back_leaves_dead_letters_and_leased_items(chest_dir: Path) -> None:
+    Jobs(chest_dir, "dead", LARGE, "leased", LARGE, "last").flush()
+    jobs = Jobs(chest_dir, "live")
+    with DurableQueue(chest_dir, name="flushed", lease=60, tries=1) as q:
+        q.nack(q.get())
+        q.nack(q.get())
+        item = q.get()
+        jobs.ingest()
+        assert jobs.all_of() == [LARGE, "last", "live"]
+        assert [letter.item for letter in q.dead_letters()] == ["dead", LARGE]
+        assert "value-3" not in files(q)
+        assert q.ack(item)
+        assert q.unfinished_tasks == 0
+        assert q.clear_dead_letters() == 2
+    jobs.ingest()
+    assert os.listdir(chest_dir) == []
+
+
+def test_no_lock_is_held_while_saved_items_are_decoded(chest_dir: Path) -> None:
+    Jobs(chest_dir, Watching(), "b").flush()
+    jobs = Jobs(chest_dir)
+    with DurableQueue(chest_dir, name="flushed", timeout=0) as q:
+        seen.clear()
+        looks.append(lambda: (q.put("c"), q.qsize()))
+        try:
+            jobs.ingest()
+        finally:
+            looks.clear()
+    assert seen == [(None, 3)]
+    assert jobs.all_of()[1:] == ["b", "c"]
+
+
+looks: list[Callable[[], object]] = []
+seen: list[object] = []
+
+
+class Watching:
+    def __reduce__(self) -> tuple[object, ...]:
+        return look, ()
+
+
+def look() -> None:
+    seen.extend(each() for each in looks)
+
+
+def test_what_another_process_takes_meanwhile_is_not_brought_back(
+    chest_dir: Path,
+) -> None:
+    Jobs(chest_dir, "a", Watching(), LARGE).flush()
+    jobs = Jobs(chest_dir, "live")
+    with DurableQueue(chest_dir, name="flushed") as q:
+        looks.append(lambda: (looks.clear(), q.get()))
+        jobs.ingest()
+    assert jobs.all_of() == [None, LARGE, "live"]
+
+
+def test_items_around_a_damaged_one_are_brought_back(chest_dir: Path) -> None:
+    Jobs(chest_dir, "a", "b" * 50, "c").flush()
+    jobs = Jobs(chest_dir, "live")
+    path = chest_dir / ".queue-flushed" / "items-0000"
+    damage(str(path), path.read_bytes().index(b"bbb"))
+    with pytest.raises(errors.CorruptValueError, match="1 items"):
+        jobs.ingest()
+    assert jobs.all_of() == ["a", "live"]
+    jobs.ingest()
+    assert jobs.all_of() == ["c"]
