@@ -11,6 +11,7 @@ import dataclasses
 import math
 import os
 import queue
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
@@ -143,7 +144,7 @@ class DurableQueue(Lending):
             raise ValueError(msg)
         self.maxsize, self.lease, self.tries = maxsize, lease, tries
         self._sleep = sleep
-        self._mine = {}
+        self._mine, self._mine_lock = {}, threading.Lock()
 
     def __repr__(self) -> str:
         """One line, without reading an item."""
@@ -304,7 +305,7 @@ class DurableQueue(Lending):
             error.add_note("The item was put among the dead letters of the queue")
             raise
         if tries:
-            self._mine.setdefault(id(item), []).append((item, record, tries))
+            self._note(item, record, tries)
         elif kind in IN_FILE:
             self._coder.remove(record.number, kind)
         return item

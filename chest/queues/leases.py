@@ -22,7 +22,7 @@ import secrets
 import struct
 from collections import Counter
 from collections.abc import Callable
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 
 import xxhash
 
@@ -188,6 +188,11 @@ class Leases:
         state[EPOCH] += 1
         state[EVENTS] = self._at = len(data)
         self._epoch = state[EPOCH]
+        # Nobody waits any more for what is past.
+        self._timers = [(each.until, each.number) for each in leases if not each.due]
+        self._due = [each.number for each in leases if each.due]
+        heapify(self._timers)
+        heapify(self._due)
 
     def _apply(self, kind: int, lease: Lease, now: float) -> None:
         """Let the table follow an event."""

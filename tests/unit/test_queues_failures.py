@@ -6,6 +6,7 @@ import os
 import queue
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -158,3 +159,133 @@ def test_items_around_a_damaged_one_are_brought_back(chest_dir: Path) -> None:
     assert jobs.all_of() == ["a", "live"]
     jobs.ingest()
     assert jobs.all_of() == ["c"]
+
+
+# -- leases and dead letters -------------------------------------------------------------
+
+
+def bury(path: Path, *items: object) -> None:
+    with DurableQueue(path, lease=60, tries=1) as q:
+        q.put_many(items)
+        for _ in items:
+            q.nack(q.get())
+
+
+def test_a_dead_letter_without_its_file_does_not_hold_up_the_others(
+    chest_dir: Path,
+) -> None:
+    bury(chest_dir, LARGE, LARGE + "b", "c")
+    with DurableQueue(chest_dir) as q:
+        os.unlink(f"{q.path}/value-0")
+        assert q.revive() == 3
+        with pytest.raises(errors.CorruptValueError, match="missing"):
+            q.get()
+        assert [q.get(), q.get()] == [LARGE + "b", "c"]
+        assert len(q.dead_letters()) == 1
+
+
+def test_dead_letters_can_be_revived_after_an_attempt_that_failed(
+    chest_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bury(chest_dir, LARGE, LARGE + "b")
+    link = Folder.link
+
+    def refuse(home: Folder, source: str, new: str) -> None:
+        if new.endswith("-3"):
+            raise OSError(28, "refused")
+        link(home, source, new)
+
+    with DurableQueue(chest_dir) as q:
+        with monkeypatch.context() as patch:
+            patch.setattr(Folder, "link", refuse)
+            with pytest.raises(errors.StoreError, match="refused"):
+                q.revive()
+        assert q.revive() == 2
+        assert [q.get(), q.get()] == [LARGE, LARGE + "b"]
+
+
+def test_times_of_leases_that_ended_are_forgotten(chest_dir: Path) -> None:
+    with DurableQueue(chest_dir, lease=60) as q:
+        q.put_many(range(3000))
+        q.get()
+        for _ in range(2999):
+            q.ack(q.get())
+        assert len(q._leases._timers) < 1100
+
+
+@pytest.mark.parametrize("how", ["nack", "close", "unreadable", "damaged"])
+def test_a_segment_goes_with_the_last_item_that_is_given_up(
+    chest_dir: Path, how: str
+) -> None:
+    with DurableQueue(chest_dir, lease=60, tries=1) as q:
+        first = LARGE if how == "unreadable" else "first"
+        q.put_many([first, *[bytes(60_000)] * 20, "last"])
+        q.put_many([bytes(60_000)] * 20)
+        other = DurableQueue(chest_dir, lease=60, tries=1)
+        item = other.get()
+        for _ in range(40):
+            q.ack(q.get())
+        assert "items-0000" in files(q)
+        if how == "nack":
+            other.nack(item)
+        elif how == "unreadable":
+            record, tries = other._mine[id(item)][0][1:]
+            other._give_up(record, tries)
+        else:
+            other.close()
+            q._leases._looked = 0
+            if how == "damaged":
+                damage(f"{q.path}/items-0000", 30)
+                q._items._ahead_end = 0
+                with pytest.raises(errors.CorruptValueError):
+                    q.get_nowait()
+            assert len(q.get()) == 60_000
+        other.close()
+        assert "items-0000" not in files(q)
+
+
+def test_threads_of_one_handle_end_equal_leases_at_once(chest_dir: Path) -> None:
+    """One thread compares, which lets another end what it is about to look at."""
+    with DurableQueue(chest_dir, lease=60) as q:
+        q.put_many([Meeting(1), Meeting(2), Meeting(3)])
+        items = [q.get() for _ in range(3)]
+        wanted = Meeting(3)
+        wanted.meet = lambda: q.ack(items.pop()) if len(items) == 3 else None
+        with pytest.raises(ValueError, match="was not returned"):
+            q.ack(wanted)
+        assert [q.ack(item) for item in items] == [True, True]
+
+
+class Meeting:
+    meet: Callable[[], object] | None = None
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def __eq__(self, other: object) -> bool:
+        assert isinstance(other, Meeting)
+        if other.meet is not None:
+            other.meet()
+        return self.number == other.number
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def test_a_thread_may_keep_an_item_while_another_ends_it(
+    chest_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with DurableQueue(chest_dir, lease=60) as q:
+        q.put("a")
+        item = q.get()
+        still = q._still_mine
+        ended = []
+
+        def meanwhile(*args: Any) -> Any:
+            if not ended:
+                ended.append(q._find(id(item), keep=True) is not None)
+            return still(*args)
+
+        monkeypatch.setattr(q, "_still_mine", meanwhile)
+        assert q.extend(item, 60)
+        assert q.ack(item)
+    assert ended == [True]
