@@ -15,7 +15,7 @@ from sys import getsizeof
 import msgspec
 
 from chest import errors
-from chest.folder import refused
+from chest.folder import VALUE, refused
 from chest.formats.data import Data
 from chest.formats.pickle5 import Pickle5, undecodable, unpickle
 from chest.protocols import Buffer, Format, Source
@@ -24,13 +24,12 @@ from chest.signing import Key
 from chest.sizing import SCALARS, nbytes
 from chest.stores.local import Draft, LocalStore
 
-__all__ = ["VALUE", "Coder", "value_name"]
+__all__ = ["Coder", "value_name"]
 
 INLINE_NBYTES = 1 << 16  # an item that is larger gets a value file of its own
 PLAIN, PICKLE, DATA, PICKLE_FILE, DATA_FILE = range(1, 6)  # kinds of records
 IN_FILE = frozenset((PICKLE_FILE, DATA_FILE))
 RUNS_CODE = frozenset((PLAIN, PICKLE, PICKLE_FILE))
-VALUE = "value-"  # how names of value files begin
 ID = 16  # digits of the file id before a sealed payload
 WHAT = "of a queue"  # stands for the key in messages
 

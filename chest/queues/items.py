@@ -265,9 +265,7 @@ class Items:
 
     # -- after a crash of the system ---------------------------------------------------
 
-    def follow(
-        self, position: int, *, gaps: bool = False
-    ) -> tuple[int, int | None]:
+    def follow(self, position: int, *, gaps: bool = False) -> tuple[int, int | None]:
         """(position behind the last whole record from *position* on, its number).
 
         Parameters

@@ -27,14 +27,12 @@ from heapq import heapify, heappop, heappush
 import xxhash
 
 from chest import errors, system
-from chest.folder import Folder, refused
+from chest.folder import HOLDER, LEASES, Folder, refused
 from chest.queues.header import EPOCH, EVENTS, State
 from chest.queues.items import segment_of
 
-__all__ = ["HOLDER", "Holder", "Lease", "Leases"]
+__all__ = ["Holder", "Lease", "Leases"]
 
-NAME = "leases-"
-HOLDER = ".holder-"  # how names of the files of holders begin
 TAKEN, BACK, DONE = range(1, 4)  # what happens to a lease
 NEVER_PAST = 1024  # events; fewer are not worth rewriting
 BURY_EVERY = 0.1  # seconds between two looks for holders that died
@@ -132,7 +130,7 @@ class Leases:
             self._apply(kind, Lease(fields[1], fields[2], fields[0], *fields[3:]), now)
             self._at += EVENT
         if not whole:
-            path = self._home.join(f"{NAME}{self._epoch & 1}")
+            path = self._home.join(f"{LEASES}{self._epoch & 1}")
             msg = (
                 f"{path} is damaged at byte {self._at}: who holds which item is not "
                 f"known. Close all handles of the queue and open it again: items that "
@@ -273,13 +271,13 @@ class Leases:
         twin = epoch & 1
         if twin not in self._fds:
             flags = os.O_RDWR | os.O_CREAT
-            self._fds[twin] = self._home.open(f"{NAME}{twin}", flags)
+            self._fds[twin] = self._home.open(f"{LEASES}{twin}", flags)
             if self._sync:
                 self._home.sync()
         return self._fds[twin]
 
     def _refused(self, error: OSError, what: str) -> errors.StoreError:
-        return refused(error, self._home.join(f"{NAME}{self._epoch & 1}"), what)
+        return refused(error, self._home.join(f"{LEASES}{self._epoch & 1}"), what)
 
 
 def _line(kind: int, lease: Lease, at: int) -> bytes:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from chest import DurableQueue, FlushQueue, errors
+from chest import Chest, DurableQueue, FlushQueue, errors
 from chest.folder import Folder
 from tests.unit.test_queues import damage, files
 
@@ -289,3 +289,36 @@ def test_a_thread_may_keep_an_item_while_another_ends_it(
         assert q.extend(item, 60)
         assert q.ack(item)
     assert ended == [True]
+
+
+# -- a chest that goes with its queues ---------------------------------------------------
+
+
+def test_dropping_a_chest_leaves_what_is_not_its_queues(chest_dir: Path) -> None:
+    with Chest(chest_dir) as c:
+        c["x"] = 1
+        with DurableQueue(c) as q:
+            q.put(LARGE)
+        Path(q.path, "notes.txt").write_text("mine")
+        Path(q.path, "sub").mkdir()
+        Path(q.path, "sub", "state").write_text("mine")
+        c.drop()
+        assert c._closed
+    assert sorted(os.listdir(q.path)) == ["notes.txt", "sub"]
+    assert os.listdir(f"{q.path}/sub") == ["state"]
+    assert os.listdir(chest_dir) == [".queue-queue"]
+
+
+def test_a_chest_whose_queue_is_locked_is_not_dropped_by_half(chest_dir: Path) -> None:
+    with Chest(chest_dir, timeout=0.01) as c, DurableQueue(c) as q:
+        c["x"] = 1
+        q.put("a")
+        other = Folder(q.path)
+        assert other.lock()
+        with pytest.raises(errors.LockTimeout, match="a queue in the chest's folder"):
+            c.drop()
+        other.close()
+        assert c["x"] == 1
+        assert q.get() == "a"
+        c.drop()
+    assert not chest_dir.exists()
