@@ -23,7 +23,16 @@ from typing import Any
 
 from chest import errors, lifetime, system
 from chest.errors import short
-from chest.folder import HOST, LOCK, PACK, QUEUE_STATE, TEMPORARY, Folder
+from chest.folder import (
+    HOST,
+    LOCK,
+    OF_QUEUE,
+    PACK,
+    QUEUE_STATE,
+    TEMPORARY,
+    Folder,
+    refusals,
+)
 from chest.index import AnyEntry, same
 from chest.ledger import Changed, generation
 from chest.log import MOVED, NAME
@@ -432,7 +441,14 @@ class Engine(Packing):
     def _remove_files(self) -> None:
         """Delete what chest made in the folder, and the folder when that was all."""
         home = self._spill.store.home
-        with self._publishing():
+        with contextlib.ExitStack() as held:
+            held.enter_context(self._publishing())
+            # All of them before anything goes: then nothing has to be waited for.
+            queues = []
+            for name in home.queues():
+                queue = _lock_queue(home.join(name), self._settings.timeout)
+                held.callback(queue.close)
+                queues.append(queue)
             names = self._manifest.index.names()
             # Killed from here on, it is an empty chest: values without a manifest would
             # look like a damaged one. A full disk takes no record, but deletions.
@@ -449,8 +465,8 @@ class Engine(Packing):
             for name in list(home.names()):
                 if name.startswith(TEMPORARY) or name in (LOCK, HOST):
                     self._spill.store.delete(name)
-            for name in home.queues():
-                _drop_queue(home.join(name))
+            for queue in queues:
+                _drop_queue(queue)
         try:
             os.rmdir(self.path)
         except OSError:
@@ -504,12 +520,27 @@ class Engine(Packing):
             self._release()
 
 
-def _drop_queue(path: str) -> None:
-    """Delete a queue that lies in the chest's folder, for everyone."""
-    home = Folder(path)
+def _lock_queue(path: str, timeout: float | None) -> Folder:
+    """A queue that lies in the chest's folder, kept from everyone."""
+    with refusals(path, "could not be locked"):
+        home = Folder(path)
+        try:
+            if home.lock(timeout):
+                return home
+            msg = (
+                f"{path}, a queue in the chest's folder, is locked by {home.holder()}; "
+                f"waited {timeout} s. Pass a longer timeout, or end that process"
+            )
+            raise errors.LockTimeout(msg, path=path)
+        except BaseException:
+            home.close()
+            raise
+
+
+def _drop_queue(home: Folder) -> None:
+    """Delete a queue that is locked, for everyone."""
+    names = [name for name in home.names() if name.startswith(OF_QUEUE)]
     try:
-        home.lock()
-        names = list(home.names())
         if QUEUE_STATE in names:
             # First, so that nobody goes on in files without a name.
             fd = home.open(QUEUE_STATE, os.O_RDWR)
@@ -519,9 +550,10 @@ def _drop_queue(path: str) -> None:
                 system.close(fd)
         for name in sorted(names, key=lambda name: name == QUEUE_STATE):
             home.unlink(name, missing_ok=True)
-        os.rmdir(path)
-    finally:
-        home.close()
+        os.rmdir(home.path)
+    except OSError as error:
+        # The chest is gone already, and the queue's name and state go last.
+        log.info("%s is left: %s", home.path, error)
 
 
 def _kept_by_allocator(slots: Iterable[Slot]) -> int:

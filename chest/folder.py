@@ -21,11 +21,17 @@ from chest import errors, system
 from chest.protocols import Buffer
 
 __all__ = [
+    "DEAD",
+    "HOLDER",
+    "ITEMS",
+    "LEASES",
+    "OF_QUEUE",
     "PACK",
     "QUEUE",
     "QUEUE_STATE",
     "SEAL",
     "TEMPORARY",
+    "VALUE",
     "Folder",
     "refusals",
     "refused",
@@ -37,6 +43,9 @@ SEAL = ".chest"  # the file that says that a folder is one value
 LOCK, HOST = ".lock", ".host"  # on network file systems: the lock, and who uses it
 QUEUE = ".queue-"  # how names of the folders of queues begin
 QUEUE_STATE = "state"  # the file in them that has a word for pollers, as a manifest has
+ITEMS, DEAD, LEASES = "items-", "dead-", "leases-"  # how names of their others begin
+VALUE, HOLDER = "value-", ".holder-"
+OF_QUEUE = (QUEUE_STATE, ITEMS, DEAD, LEASES, VALUE, HOLDER, TEMPORARY)
 RESERVING = frozenset({"btrfs", "ext4", "tmpfs", "xfs"})
 PRIVATE_FILE, PRIVATE_FOLDER = 0o600, 0o700
 

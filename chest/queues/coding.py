@@ -6,6 +6,7 @@ formats, the record, when a value file is deleted.
 
 from __future__ import annotations
 
+import logging
 import pickle
 import secrets
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ from sys import getsizeof
 import msgspec
 
 from chest import errors
-from chest.folder import refused
+from chest.folder import VALUE, refused
 from chest.formats.data import Data
 from chest.formats.pickle5 import Pickle5, undecodable, unpickle
 from chest.protocols import Buffer, Format, Source
@@ -23,17 +24,17 @@ from chest.signing import Key
 from chest.sizing import SCALARS, nbytes
 from chest.stores.local import Draft, LocalStore
 
-__all__ = ["VALUE", "Coder", "value_name"]
+__all__ = ["Coder", "value_name"]
 
 INLINE_NBYTES = 1 << 16  # an item that is larger gets a value file of its own
 PLAIN, PICKLE, DATA, PICKLE_FILE, DATA_FILE = range(1, 6)  # kinds of records
 IN_FILE = frozenset((PICKLE_FILE, DATA_FILE))
 RUNS_CODE = frozenset((PLAIN, PICKLE, PICKLE_FILE))
-VALUE = "value-"  # how names of value files begin
 ID = 16  # digits of the file id before a sealed payload
 WHAT = "of a queue"  # stands for the key in messages
 
 _dumps = pickle.dumps
+log = logging.getLogger("chest")
 
 # An item on its way into the queue: kind and payload of its record, and its value file,
 # which nobody sees yet. A plain tuple, because it is made for every item.
@@ -204,9 +205,18 @@ class Coder:
             home.sync()
 
     def remove(self, number: int, kind: int) -> None:
-        """Delete the value file of an item, if it has one."""
-        if kind in IN_FILE:
-            self.store.delete(value_name(number))
+        """Delete the value file of an item, if it has one.
+
+        That the item is gone is published already: a file that cannot be deleted is no
+        error, and goes when the queue is next opened by nobody else.
+        """
+        if kind not in IN_FILE:
+            return
+        name = value_name(number)
+        try:
+            self.store.delete(name)
+        except OSError as error:
+            log.info("%s is left: %s", self.store.home.join(name), error)
 
 
 def value_name(number: int) -> str:

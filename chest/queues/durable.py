@@ -11,6 +11,7 @@ import dataclasses
 import math
 import os
 import queue
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
@@ -143,7 +144,7 @@ class DurableQueue(Lending):
             raise ValueError(msg)
         self.maxsize, self.lease, self.tries = maxsize, lease, tries
         self._sleep = sleep
-        self._mine = {}
+        self._mine, self._mine_lock = {}, threading.Lock()
 
     def __repr__(self) -> str:
         """One line, without reading an item."""
@@ -304,7 +305,7 @@ class DurableQueue(Lending):
             error.add_note("The item was put among the dead letters of the queue")
             raise
         if tries:
-            self._mine.setdefault(id(item), []).append((item, record, tries))
+            self._note(item, record, tries)
         elif kind in IN_FILE:
             self._coder.remove(record.number, kind)
         return item
@@ -487,23 +488,61 @@ class DurableQueue(Lending):
             raise
         self.ack(item)
 
-    @contextlib.contextmanager
-    def _dropping(self) -> Iterator[list[Any]]:
-        """All waiting items; at the end of the block the queue goes, unless it raises."""
+    # -- all at once, for FlushQueue ---------------------------------------------------
+
+    def _read_all(self) -> tuple[State, list[Record], list[Any]]:
+        """The state, and all waiting items, up to damage; they stay.
+
+        Raises
+        ------
+        CorruptValueError
+            The first ones are damaged, and are lost.
+        DecodingError, UntrustedError, SignatureError
+            One cannot be read here.
+        """
+        while True:
+            with self._door as state:
+                records, at = [], state[h.TAIL]
+                while at != state[h.HEAD]:
+                    try:
+                        record = self._items.read(at, state[h.HEAD])
+                    except DamagedError:
+                        if records:
+                            break
+                        raise self._skip_damage(state) from None
+                    records.append(record)
+                    at = record.after
+            try:
+                items = [self._coder.decode(*record[:3]) for record in records]
+            except errors.ChestError:
+                if self._look()[h.TAKES] == state[h.TAKES]:
+                    raise
+                continue  # somebody has taken it meanwhile
+            return state, records, items
+
+    def _remove_all(self, before: State, records: list[Record]) -> bool:
+        """Take what `_read_all` gave; the queue goes with it if nothing else is in it.
+
+        False: somebody else has taken something since, and nothing is changed.
+        """
         with self._door as state:
-            records, at = [], state[h.TAIL]
-            while at != state[h.HEAD]:
-                try:
-                    record = self._items.read(at, state[h.HEAD])
-                except DamagedError:
-                    raise self._skip_damage(state) from None
-                records.append(record)
-                at = record.after
-            yield [
-                self._coder.decode(record.number, record.kind, record.payload)
-                for record in records
-            ]
-            self._go()
+            if state[h.TAKES] != before[h.TAKES]:
+                return False
+            first = segment_of(state[h.TAIL])
+            if records:
+                last = records[-1]
+                state[h.TAIL], state[h.TAKES] = last.after, last.number + 1
+            state[h.UNFINISHED] = max(state[h.UNFINISHED] - len(records), 0)
+            waits = state[h.TAIL] != state[h.HEAD] or state[h.EVENTS]
+            if not waits and state[h.DEAD_TAIL] == state[h.DEAD_HEAD]:
+                self._go()
+                return True
+            self._leases.catch_up(state)
+            self._publish_removal(state)
+            self._remove_passed(state, first)
+        for record in records:
+            self._coder.remove(record.number, record.kind)
+        return True
 
 
 def _check_timeout(timeout: float) -> None:

@@ -91,30 +91,36 @@ class FlushQueue:
     def ingest(self) -> None:
         """Bring all saved items back, before those that are live; nothing when none is.
 
-        *maxsize* is not looked at. The files on disk go.
+        *maxsize* is not looked at. The files on disk go, but for items that somebody
+        has leased from them, and dead letters.
 
         Raises
         ------
-        CorruptValueError, DecodingError, UntrustedError
+        DecodingError, UntrustedError
             A saved item cannot be read. All of them are on disk still.
+        CorruptValueError
+            Items were damaged on disk, and are lost. Those before them are live, those
+            behind them are on disk: the next call brings them.
         """
         with self.mutex:
-            live = list(self.queue)
+            live, items = list(self.queue), list[Any]()
             try:
-                with (
-                    DurableQueue(self.path, name=NAME, **self.options) as saved,
-                    saved._dropping() as items,
-                ):
-                    # Nobody gets them before the mutex is free, and then they are gone
-                    # from the disk.
-                    self._make_live([*items, *live])
+                with DurableQueue(self.path, name=NAME, **self.options) as saved:
+                    while True:
+                        state, records, more = saved._read_all()
+                        # Nobody gets them before the mutex is free, and then they are
+                        # gone from the disk.
+                        self._make_live([*items, *more, *live])
+                        if saved._remove_all(state, records):
+                            items += more
+                            if not records:
+                                break
             except errors.DroppedError:
-                return  # another process has just taken all
-            except BaseException:
-                self._make_live(live)
-                raise
-            self.unfinished_tasks += len(items)
-            self.not_empty.notify(len(items))
+                pass  # all is taken, by this process or another
+            finally:
+                self._make_live([*items, *live])
+                self.unfinished_tasks += len(items)
+                self.not_empty.notify(len(items))
 
     def _make_live(self, items: list[Any]) -> None:
         self.queue.clear()

@@ -17,21 +17,29 @@ from collections.abc import Callable
 from typing import Any, NoReturn, Self
 
 from chest import errors, lifetime, system
-from chest.folder import QUEUE, QUEUE_STATE, TEMPORARY, Folder, refusals
+from chest.folder import (
+    DEAD,
+    ITEMS,
+    OF_QUEUE,
+    QUEUE,
+    QUEUE_STATE,
+    TEMPORARY,
+    VALUE,
+    Folder,
+    refusals,
+)
 from chest.opening import open_folder
 from chest.queues import header as h
-from chest.queues.coding import VALUE, Coder
+from chest.queues.coding import Coder
 from chest.queues.header import Header, State
 from chest.queues.items import SHIFT, DamagedError, Items, segment_of
-from chest.queues.leases import HOLDER, Holder, Leases
+from chest.queues.leases import Holder, Leases
 from chest.settings import Settings, absolute
 from chest.signing import Key
 from chest.stores.local import LocalStore, untrusted
 
 __all__ = ["Door", "Handle"]
 
-ITEMS, DEAD = "items-", "dead-"
-OURS = (QUEUE_STATE, ITEMS, DEAD, "leases-", VALUE, HOLDER, TEMPORARY)
 log = logging.getLogger("chest")
 
 
@@ -200,13 +208,18 @@ class Handle:
                 continue
             state[tail] = segments[0] << SHIFT
             for segment in reversed(segments):
-                state[head], last = items.follow(segment << SHIFT)
+                at = segment << SHIFT
+                state[head], last = items.follow(at, gaps=items is self._dead)
                 if last is not None:
                     break
             log.info("%s: its state was lost and is rebuilt", self.path)
             if items is self._items and last is not None:
                 state[h.PUTS] = last + 1
                 state[h.TAKES] = self._first_number(state)
+        if state[h.TAIL] == state[h.HEAD]:
+            # No item gives the next number, and those of dead letters are in use.
+            after = [number + 1 for number in self._dead_numbers(state)]
+            state[h.PUTS] = state[h.TAKES] = max([state[h.PUTS], *after])
         return state
 
     def _first_number(self, state: State) -> int:
@@ -351,7 +364,7 @@ class Handle:
 
     def _remove_files(self) -> None:
         """Delete what we made in the folder; the state last, which says that it goes."""
-        names = [name for name in self._home.names() if name.startswith(OURS)]
+        names = [name for name in self._home.names() if name.startswith(OF_QUEUE)]
         for name in sorted(names, key=lambda name: name == QUEUE_STATE):
             self._home.unlink(name, missing_ok=True)
 

@@ -17,6 +17,7 @@ A position is a segment's number, shifted by 32 bits, and an offset in it.
 
 from __future__ import annotations
 
+import logging
 import os
 import struct
 from collections.abc import Callable, Sequence
@@ -37,6 +38,7 @@ SHIFT, OFFSET = 32, (1 << 32) - 1
 SIGNED_BIT = 1 << 31
 END = 0  # the kind that says: go on in the next segment
 
+log = logging.getLogger("chest")
 _check_of = struct.Struct("<Q").pack
 _body_of = struct.Struct("<QII").pack
 _frame = struct.Struct("<QQII")
@@ -263,8 +265,16 @@ class Items:
 
     # -- after a crash of the system ---------------------------------------------------
 
-    def follow(self, position: int) -> tuple[int, int | None]:
-        """(position behind the last whole record from *position* on, its number)."""
+    def follow(self, position: int, *, gaps: bool = False) -> tuple[int, int | None]:
+        """(position behind the last whole record from *position* on, its number).
+
+        Parameters
+        ----------
+        position : int
+        gaps : bool
+            The numbers need not be consecutive. Where they must be, one that is not is
+            that of an older record.
+        """
         number = None
         while True:
             self._ahead_end = 0  # what was read ahead may have ended at the old head
@@ -273,7 +283,7 @@ class Items:
                 record = self.read(position, limit)
             except DamagedError:
                 break
-            if number is not None and record.number != number + 1:
+            if not gaps and number is not None and record.number != number + 1:
                 break
             position, number = record.after, record.number
         self._ahead, self._ahead_at, self._ahead_end = b"", 0, 0
@@ -314,11 +324,19 @@ class Items:
     # -- files -------------------------------------------------------------------------
 
     def remove(self, segment: int) -> None:
-        """Delete a segment that nobody needs any more."""
+        """Delete a segment that nobody needs any more.
+
+        One that cannot be deleted is no error: that its items are gone is published. It
+        goes when the queue is next opened by nobody else.
+        """
         fd = self._fds.pop(segment, None)
         if fd is not None:
             system.close(fd)
-        self._home.unlink(self._name(segment), missing_ok=True)
+        name = self._name(segment)
+        try:
+            self._home.unlink(name, missing_ok=True)
+        except OSError as error:
+            log.info("%s is left: %s", self._home.join(name), error)
 
     def close(self) -> None:
         """Release the descriptors."""

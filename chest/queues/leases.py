@@ -16,28 +16,28 @@ system, and is past.
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 import secrets
 import struct
 from collections import Counter
 from collections.abc import Callable
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 
 import xxhash
 
 from chest import errors, system
-from chest.folder import Folder, refused
+from chest.folder import HOLDER, LEASES, Folder, refused
 from chest.queues.header import EPOCH, EVENTS, State
 from chest.queues.items import segment_of
 
-__all__ = ["HOLDER", "Holder", "Lease", "Leases"]
+__all__ = ["Holder", "Lease", "Leases"]
 
-NAME = "leases-"
-HOLDER = ".holder-"  # how names of the files of holders begin
 TAKEN, BACK, DONE = range(1, 4)  # what happens to a lease
 NEVER_PAST = 1024  # events; fewer are not worth rewriting
 BURY_EVERY = 0.1  # seconds between two looks for holders that died
 
+log = logging.getLogger("chest")
 _event = struct.Struct("<QIIQQddQ")
 _digest = xxhash.xxh3_64_intdigest
 EVENT = _event.size
@@ -130,7 +130,7 @@ class Leases:
             self._apply(kind, Lease(fields[1], fields[2], fields[0], *fields[3:]), now)
             self._at += EVENT
         if not whole:
-            path = self._home.join(f"{NAME}{self._epoch & 1}")
+            path = self._home.join(f"{LEASES}{self._epoch & 1}")
             msg = (
                 f"{path} is damaged at byte {self._at}: who holds which item is not "
                 f"known. Close all handles of the queue and open it again: items that "
@@ -186,6 +186,11 @@ class Leases:
         state[EPOCH] += 1
         state[EVENTS] = self._at = len(data)
         self._epoch = state[EPOCH]
+        # Nobody waits any more for what is past.
+        self._timers = [(each.until, each.number) for each in leases if not each.due]
+        self._due = [each.number for each in leases if each.due]
+        heapify(self._timers)
+        heapify(self._due)
 
     def _apply(self, kind: int, lease: Lease, now: float) -> None:
         """Let the table follow an event."""
@@ -266,13 +271,13 @@ class Leases:
         twin = epoch & 1
         if twin not in self._fds:
             flags = os.O_RDWR | os.O_CREAT
-            self._fds[twin] = self._home.open(f"{NAME}{twin}", flags)
+            self._fds[twin] = self._home.open(f"{LEASES}{twin}", flags)
             if self._sync:
                 self._home.sync()
         return self._fds[twin]
 
     def _refused(self, error: OSError, what: str) -> errors.StoreError:
-        return refused(error, self._home.join(f"{NAME}{self._epoch & 1}"), what)
+        return refused(error, self._home.join(f"{LEASES}{self._epoch & 1}"), what)
 
 
 def _line(kind: int, lease: Lease, at: int) -> bytes:
@@ -318,10 +323,12 @@ class Holder:
         return alone
 
     def leave(self) -> None:
-        """Disappear, and with it every lease."""
+        """Disappear, and with it every lease; never raises."""
         if self._fd >= 0:
-            self._home.unlink(f"{HOLDER}{self.id:016x}", missing_ok=True)
-            self.forget()
+            try:
+                _remove(self._home, f"{HOLDER}{self.id:016x}")
+            finally:
+                self.forget()
 
     def forget(self) -> None:
         """Give up a descriptor that a forked child inherited."""
@@ -336,6 +343,15 @@ def _appear(home: Folder) -> tuple[int, str]:
     return home.create(lambda: f"{HOLDER}{secrets.randbits(64) | 1:016x}")
 
 
+def _remove(home: Folder, name: str) -> None:
+    """Delete the file of a holder that goes or has died."""
+    try:
+        home.unlink(name, missing_ok=True)
+    except OSError as error:
+        # Nobody has its lock, and that is what counts. The next one tries again.
+        log.info("%s is left: %s", home.join(name), error)
+
+
 def _is_locked(home: Folder, name: str) -> bool:
     """Whether somebody has the lock of this file; it is removed if not."""
     try:
@@ -345,7 +361,7 @@ def _is_locked(home: Folder, name: str) -> bool:
     try:
         if not system.try_lock(fd):
             return True
-        home.unlink(name, missing_ok=True)
+        _remove(home, name)
         return False
     finally:
         system.close(fd)

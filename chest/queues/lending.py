@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import threading
 from collections.abc import Iterator
 from typing import Any
 
 from chest import errors
+from chest.folder import refusals
 from chest.queues import header as h
 from chest.queues.coding import IN_FILE, value_name
 from chest.queues.handle import Handle
@@ -50,6 +52,7 @@ class Lending(Handle):
     tries: int | None
     # What this handle has leased, by identity: items need not be hashable.
     _mine: dict[int, list[tuple[Any, Record, int]]]
+    _mine_lock: threading.Lock  # around each look and change of it, and nothing else
 
     # -- leases ------------------------------------------------------------------------
 
@@ -126,6 +129,7 @@ class Lending(Handle):
                 back = dataclasses.replace(lease, until=until, span=delay, holder=0)
                 self._leases.give_back(state, back)
             self._publish_removal(state)
+            self._clear(state, lease)
         return True
 
     def extend(self, item: Any, seconds: float) -> bool:
@@ -154,32 +158,51 @@ class Lending(Handle):
     @contextlib.contextmanager
     def _leased(self, item: Any, *, keep: bool = False) -> Iterator[tuple[Record, int]]:
         """What this handle knows of an item that it has leased, and forgets then."""
-        place = id(item)
-        if place not in self._mine:
-            # Not the object itself: one that equals it will do, as they are alike.
-            place = next((each for each in self._mine if self._equals(each, item)), 0)
-        leased = self._mine.get(place)
-        if not leased:
-            msg = (
-                f"{errors.short(item)} was not returned by get() of this queue's lease"
-            )
-            raise ValueError(msg)
-        mine = leased.pop()
+        mine = self._claim(item, keep=keep)
         try:
             yield mine[1:]
         except BaseException:
-            keep = True  # it can be tried again
+            if not keep:
+                self._note(*mine)  # it can be tried again
             raise
-        finally:
-            if keep:
-                self._mine.setdefault(place, leased).append(mine)
-            elif not leased:
-                self._mine.pop(place, None)
 
-    def _equals(self, place: int, item: Any) -> bool:
-        """Whether the item leased at *place* equals *item*; arrays never do."""
-        mine = self._mine[place][-1][0]
-        return type(mine) is type(item) and (mine == item) is True
+    def _claim(self, item: Any, *, keep: bool) -> tuple[Any, Record, int]:
+        """What was noted of an item; the object itself, or else one that equals it."""
+        mine = self._find(id(item), keep=keep)
+        if mine is not None:
+            return mine
+        with self._mine_lock:
+            alike = [
+                held[-1][0]
+                for held in self._mine.values()
+                if type(held[-1][0]) is type(item)
+            ]
+        for each in alike:
+            # Arrays never equal one another. Compared without the lock: it is the user's.
+            if (each == item) is True:
+                mine = self._find(id(each), keep=keep)
+                if mine is not None:
+                    return mine
+        msg = f"{errors.short(item)} was not returned by get() of this queue's lease"
+        raise ValueError(msg)
+
+    def _find(self, place: int, *, keep: bool) -> tuple[Any, Record, int] | None:
+        """What was noted last of the object with this identity."""
+        with self._mine_lock:
+            held = self._mine.get(place)
+            if not held:
+                return None
+            if keep:
+                return held[-1]
+            mine = held.pop()
+            if not held:
+                del self._mine[place]
+            return mine
+
+    def _note(self, item: Any, record: Record, tries: int) -> None:
+        """Remember an item that this handle has leased."""
+        with self._mine_lock:
+            self._mine.setdefault(id(item), []).append((item, record, tries))
 
     def _still_mine(self, state: State, record: Record, tries: int) -> Lease | None:
         """The lease of an item, unless somebody else has the item since."""
@@ -201,6 +224,7 @@ class Lending(Handle):
     def _give_up(self, record: Record, tries: int) -> None:
         """Put an item that cannot be read among the dead letters."""
         with self._door as state:
+            lease = None
             if tries:
                 lease = self._still_mine(state, record, tries)
                 if lease is None:
@@ -208,6 +232,8 @@ class Lending(Handle):
                 self._leases.end(state, lease)
             self._bury(state, record, tries or 1)
             self._publish_removal(state)
+            if lease is not None:
+                self._clear(state, lease)
 
     def dead_letters(self) -> list[DeadLetter]:
         """The items that were given up, the oldest first.
@@ -231,20 +257,29 @@ class Lending(Handle):
         with self._door as state:
             letters = self._dead_records(state)
             records, moved = [], []
-            for number, letter in enumerate(letters, state[h.PUTS]):
-                kind = letter.kind & (1 << TRIES) - 1
-                if kind in IN_FILE:
-                    old = self._home.join(value_name(letter.number))
-                    self._home.link(old, value_name(number))
-                    moved.append(value_name(letter.number))
-                records.append((number, kind, letter.payload))
+            with refusals(self.path, "lets no dead letter be revived"):
+                for number, letter in enumerate(letters, state[h.PUTS]):
+                    kind = letter.kind & (1 << TRIES) - 1
+                    if kind in IN_FILE:
+                        self._link_value(letter.number, number)
+                        moved.append((letter.number, kind))
+                    records.append((number, kind, letter.payload))
+                if self._sync and moved:
+                    self._home.sync()
             state[h.HEAD] = self._items.write(state[h.HEAD], records)
             state[h.PUTS] += len(records)
             state[h.UNFINISHED] += len(records)
             self._forget_dead(state)
-        for name in moved:
-            self._coder.store.delete(name)
+        for number, kind in moved:
+            self._coder.remove(number, kind)
         return len(letters)
+
+    def _link_value(self, old: int, new: int) -> None:
+        """Let an item have another's value file; without one it will be unreadable."""
+        name = value_name(new)
+        self._home.unlink(name, missing_ok=True)  # of a call that failed half-way
+        with contextlib.suppress(FileNotFoundError):
+            self._home.link(self._home.join(value_name(old)), name)
 
     def clear_dead_letters(self) -> int:
         """Delete all dead letters; how many they were."""
@@ -279,6 +314,7 @@ class Lending(Handle):
                 self._bury(state, record, lease.tries)
                 leases.end(state, lease)
                 self._publish_removal(state)
+                self._clear(state, lease)
                 continue
             if self.lease is None:
                 tries = 0
@@ -298,6 +334,7 @@ class Lending(Handle):
             self._leases.end(state, lease)
             state[h.UNFINISHED] = max(state[h.UNFINISHED] - 1, 0)
             self._publish_removal(state)
+            self._clear(state, lease)
             raise self._lost(lease.position, 1) from None
 
     def _lost(self, position: int, count: int) -> errors.CorruptValueError:
@@ -310,6 +347,7 @@ class Lending(Handle):
 
     def _remove_passed(self, state: State, segment: int) -> None:
         """Delete segments before the tail that nobody holds an item in."""
+        self._leases.catch_up(state)
         for each in range(segment, segment_of(state[h.TAIL])):
             if not self._leases.is_pinned(each):
                 self._items.remove(each)
@@ -323,4 +361,4 @@ class Lending(Handle):
     def after_fork_in_child(self) -> None:
         """Forget what the parent has leased."""
         super().after_fork_in_child()
-        self._mine = {}
+        self._mine, self._mine_lock = {}, threading.Lock()

@@ -145,18 +145,26 @@ class IODict(MutableMapping[Any, Any]):
                 if not self._oldest:
                     msg = "popitem(): dictionary is empty"
                     raise KeyError(msg)
-                self._last_birth = self._birth(self._oldest[-1])
+                last = self._birth(self._oldest[-1])
+                if last is None:
+                    self._oldest.clear()  # somebody took it meanwhile: list them anew
+                    continue
+                self._last_birth = last
             key = self._oldest.popleft()
+            birth = self._birth(key)
             # One that was deleted and set anew since is no longer among the oldest.
-            if 0 < self._birth(key) <= self._last_birth:
+            if birth is not None and birth <= self._last_birth:
                 return key
 
-    def _birth(self, key: Any) -> int:
-        """What orders the keys; 0 when *key* is gone."""
+    def _birth(self, key: Any) -> int | None:
+        """What orders the keys, 0 or less where `Ordered` moved one to the front.
+
+        None when *key* is gone.
+        """
         try:
             return self._chest.entry(key).birth
         except KeyError:
-            return 0
+            return None
 
     # -- all keys ----------------------------------------------------------------------
 

@@ -175,21 +175,3 @@ def test_a_forked_child_does_not_end_its_parents_leases(chest_dir: Path) -> None
         with pytest.raises(queue.Empty):
             q.get_nowait()
         assert q.ack(item)
-
-
-def test_flushed_items_are_on_disk_or_live_whenever_the_process_is_killed(
-    chest_dir: Path,
-) -> None:
-    script = """
-import queue, sys
-from chest import FlushQueue
-class Q(FlushQueue, queue.Queue):
-    path = sys.argv[1]
-q = Q()
-for i in range(3):
-    q.put(i)
-q.flush()
-"""
-    helpers.run(script, chest_dir)
-    with DurableQueue(chest_dir, name="flushed") as saved:
-        assert [saved.get() for _ in range(3)] == [0, 1, 2]

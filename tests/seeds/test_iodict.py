@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import chest.seeds as iodict
-from chest import Chest
+from chest import Chest, Ordered
 from tests.seeds.helpers import killed_while_writing
 
 LISTED = """
@@ -146,6 +146,23 @@ def test_popitem_takes_the_oldest_whatever_happened_since(data):
     assert taken == ["a", "c", "d", "b", "e"]
     with pytest.raises(KeyError, match="dictionary is empty"):
         data.popitem()
+
+
+def test_popitem_takes_a_key_that_was_moved_to_the_front(data, monkeypatch):
+    """It listed the keys for ever."""
+    listed = []
+    ask = Chest.__iter__
+
+    def few(chest):
+        listed.append(1)
+        assert len(listed) < 5
+        return ask(chest)
+
+    data.update(zip("abc", range(3), strict=True))
+    Ordered(data._chest).move_to_end("c", last=False)
+    monkeypatch.setattr(Chest, "__iter__", few)
+
+    assert [data.popitem()[0] for _ in range(3)] == ["c", "a", "b"]
 
 
 @pytest.mark.parametrize("key", [1, ("a", 2), None, b"x", 1.5, frozenset("ab")])
