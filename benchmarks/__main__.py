@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 import tempfile
@@ -12,7 +13,7 @@ from typing import NoReturn
 
 from tqdm import tqdm
 
-from benchmarks import legacy, report
+from benchmarks import growth, legacy, report
 from benchmarks.plan import FULL, QUICK, Workload
 from benchmarks.rivals import RIVALS
 from benchmarks.runner import Outcome, run
@@ -32,7 +33,8 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Measure chest beside its rivals; `plot FILE.json` draws a run, "
         "`pages FILE.json` prints it for docs/performance-figures.txt.",
-        epilog=f"workloads (default: all):\n{lines}\n\nrivals: {', '.join(RIVALS)}",
+        epilog=f"workloads (default: all but rows_… and growth):\n{lines}\n\n"
+        f"rivals: {', '.join(RIVALS)}",
     )
     add = parser.add_argument
     add("workloads", nargs="*", metavar="workload")
@@ -80,7 +82,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(report.plot(Path(arguments.workloads[1])))
         return 0
     if arguments.workloads[:1] == [PAGES]:
-        print(report.pages(Path(arguments.workloads[1])), end="")
+        source = Path(arguments.workloads[1])
+        print(report.pages(source), end="")
+        found = growth.curves(json.loads(source.read_text(encoding="utf-8"))["rows"])
+        if found:
+            print(f"\n{growth.table(found)}", end="")
+            growth.draw(found)
         return 0
     with tempfile.TemporaryDirectory(
         prefix="benchmarks-", dir=arguments.folder, ignore_cleanup_errors=True
@@ -96,7 +103,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _measure(arguments: argparse.Namespace, folder: Path) -> int:
     """Run the workloads in *folder*, printing each as it ends."""
     sizes = QUICK if arguments.quick else FULL
-    chosen = [WORKLOADS[name] for name in arguments.workloads or WORKLOADS]
+    usual = [name for name, workload in WORKLOADS.items() if not workload.asked]
+    chosen = [WORKLOADS[name] for name in arguments.workloads or usual]
     found: list[report.Row] = []
     outcomes: list[Outcome] = []
     print(report.machine(folder))

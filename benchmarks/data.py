@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from typing import Any
 
-__all__ = ["array", "frame", "name", "names", "pairs", "shuffled"]
+__all__ = ["SEED", "array", "frame", "name", "names", "pairs", "shuffled"]
 
 SEED = 2016
 
@@ -32,9 +32,9 @@ def shuffled(keys: list[str]) -> list[str]:
     return random.Random(SEED).sample(keys, len(keys))
 
 
-def pairs(keys: list[str]) -> list[tuple[str, str]]:
-    """A value of 100 characters for each key."""
-    return [(key, f"{key:x>100}") for key in keys]
+def pairs(keys: list[str], nbytes: int = 100) -> list[tuple[str, str]]:
+    """A value of *nbytes* characters for each key."""
+    return [(key, f"{key:x>{nbytes}}") for key in keys]
 
 
 def frame(rows: int) -> Any:

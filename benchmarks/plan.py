@@ -27,6 +27,7 @@ __all__ = [
     "Workload",
 ]
 
+SLOW_PAIRS = 1_000  # for a rival that would take minutes
 Figures = dict[str, float]  # "name [unit]" → figure; less is always better
 
 
@@ -52,6 +53,8 @@ class Sizes:
         Small pairs.
     opened : tuple of int
         Numbers of keys that are opened.
+    grown : tuple of int
+        Numbers of keys that a chest grows to.
     """
 
     arrays: int
@@ -62,6 +65,7 @@ class Sizes:
     budget: int
     keys: int
     opened: tuple[int, ...]
+    grown: tuple[int, ...]
 
 
 FULL = Sizes(
@@ -73,6 +77,7 @@ FULL = Sizes(
     budget=512 * MB,
     keys=100_000,
     opened=(1_000, 10_000, 100_000, 1_000_000),
+    grown=(1_000, 10_000, 100_000, 1_000_000, 10_000_000),
 )
 QUICK = Sizes(
     arrays=4,
@@ -83,6 +88,7 @@ QUICK = Sizes(
     budget=48 * MB,
     keys=4_000,
     opened=(1_000, 10_000),
+    grown=(1_000, 10_000),
 )
 TINY = Sizes(
     arrays=2,
@@ -93,6 +99,7 @@ TINY = Sizes(
     budget=MB,
     keys=60,
     opened=(20,),
+    grown=(20,),
 )
 
 
@@ -190,6 +197,16 @@ class Rival:
     def flush(self) -> None:
         """Write what is only in memory. Nothing to do for most."""
 
+    def delete_many(self, keys: list[str]) -> None:
+        """Delete all of *keys*; one by one, where the store has no other way."""
+        for key in keys:
+            self.delete(key)
+
+    def increment(self, key: str) -> None:
+        """Add one to a number and publish it; for many stores that is not atomic."""
+        self.set(key, self.get(key) + 1)
+        self.flush()
+
     def close(self) -> None:
         """Release files and memory."""
 
@@ -225,6 +242,11 @@ class Case:
     def keys(self) -> int:
         """Small pairs for this rival."""
         return max(self.sizes.keys // self.rival.slow, 10)
+
+    def count(self, pairs: int) -> int:
+        """So many of *pairs* for this rival: a slow one would take minutes."""
+        most = SLOW_PAIRS if self.rival.slow > 1 else self.sizes.opened[-1]
+        return min(pairs, most, self.sizes.opened[-1])
 
     def inside(self, folder: str) -> Case:
         """The same case in a folder inside its own."""
@@ -267,6 +289,8 @@ class Workload:
     clean : bool
         Folders go after each repetition, instead of at the end. Deleting many files
         makes creating them slow for a long while, keeping many bytes fills the disk.
+    asked : bool
+        Only when it is asked for by name: it takes long.
     """
 
     name: str
@@ -280,3 +304,4 @@ class Workload:
     repeat: int = 5
     alone: bool = False
     clean: bool = False
+    asked: bool = False

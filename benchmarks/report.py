@@ -16,6 +16,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from benchmarks import growth
 from benchmarks.plan import Goal, Sizes, Workload
 from benchmarks.runner import Outcome
 
@@ -288,7 +289,8 @@ def pages(source: Path) -> str:
     lines = [f"{run['machine']}. {', '.join(installed)}.", ""]
     panels: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for row in run["rows"]:
-        panels.setdefault((row["workload"], row["figure"]), []).append(row)
+        if row["workload"] != growth.WORKLOAD:  # has a table and a picture of its own
+            panels.setdefault((row["workload"], row["figure"]), []).append(row)
     for (workload, figure), panel in panels.items():
         bases = list(dict.fromkeys(name for row in panel for name in row["ratios"]))
         head = [

@@ -26,6 +26,14 @@ class Chest(Rival):
         chest = import_module("chest")
         self._bind(chest.Chest(path=folder / "chest", available_memory=budget))
 
+    def delete_many(self, keys: list[str]) -> None:
+        # docstring inherited
+        self.mapping.delete_many(keys)
+
+    def increment(self, key: str) -> None:
+        # docstring inherited
+        self.mapping.incr(key)
+
     def flush(self) -> None:
         # docstring inherited
         self.mapping.flush()
@@ -140,6 +148,10 @@ class Diskcache(Rival):
             str(folder / "diskcache"), size_limit=1 << 60, eviction_policy="none"
         )
         self._bind(cache)
+
+    def increment(self, key: str) -> None:
+        # docstring inherited
+        self.mapping.incr(key)
 
     def close(self) -> None:
         # docstring inherited

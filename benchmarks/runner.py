@@ -18,6 +18,7 @@ from pathlib import Path
 from benchmarks import arrays as arrays  # enters its workloads
 from benchmarks import queues as queues  # enters its workloads
 from benchmarks import sharing as sharing  # and this its
+from benchmarks import small as small  # and this its
 from benchmarks.plan import Case, Figures, Sizes, Workload
 from benchmarks.rivals import RIVALS
 from benchmarks.workloads import WORKLOADS

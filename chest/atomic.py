@@ -10,6 +10,7 @@ present value is small, or the user's to keep small.
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from itertools import islice
 from numbers import Number
@@ -230,10 +231,7 @@ class Atomic(Bulk):
         KeyError
             There is no such key.
         """
-        self._look()
-        slot, entry = self._slots.get(key), self._manifest.index.get(key)
-        if slot is None and entry is None:
-            raise KeyError(key)
+        slot, entry = self._known(key)
         # What was set and not published yet has no deadline.
         return None if entry is None or (slot and slot.dirty) else entry.expires
 
@@ -334,6 +332,7 @@ class Atomic(Bulk):
             key, value, None, None if ttl is None else expiry.deadline(ttl)
         )
         new.written.entry.cost = round(seconds, 6)
+        new.written.entry.made = int(time.time())
         try:
             with self._publishing():
                 replaced = self._accept([new])

@@ -99,6 +99,10 @@ class Chest(Arrays, Atomic, MutableMapping[Any, Any]):
         Budget of bytes for files; the least recently used keys are deleted beyond it.
     umask : bool
         Make files and folders with the modes that the umask leaves, not 0600 and 0700.
+    compression : {"zstd", "lz4", "auto"}, optional
+        Of pickles with a file of their own, which are then read, not mapped. ``"auto"``
+        compresses (zstd) those whose first 4 MiB become a fifth smaller. Of several
+        values in one file none is compressed; arrays in folders have zarr's compressors.
 
     Raises
     ------
@@ -161,6 +165,7 @@ class Chest(Arrays, Atomic, MutableMapping[Any, Any]):
         timeout: float | None = None,
         available_disk: float | str | None = None,
         umask: bool = False,
+        compression: str | bool | None = None,
     ) -> None:
         self._closed = True  # until there is something to close
         if path is None and isinstance(data, str | os.PathLike):
@@ -240,6 +245,7 @@ class Chest(Arrays, Atomic, MutableMapping[Any, Any]):
         format: str | None = None,
         mapped: Any = None,
         ttl: float | None = None,
+        compression: str | bool | None = None,
         **layout: Any,
     ) -> None:
         """``c[key] = value`` with options of the key's own.
@@ -257,6 +263,8 @@ class Chest(Arrays, Atomic, MutableMapping[Any, Any]):
             in chunks (see `zarr`); what zarr does not give back exactly is pickled.
         mapped : {"r", "copy", False}, optional
             Instead of the chest's; written down with the value.
+        compression : {"zstd", "lz4", "auto", False}, optional
+            Instead of the chest's, of a pickle. Such a value is not mapped but read.
         **layout
             With ``format="zarr"``: ``chunks=``, ``shards=``, ``compressors=`` and what else
             ``zarr.create_array`` takes.
@@ -272,7 +280,9 @@ class Chest(Arrays, Atomic, MutableMapping[Any, Any]):
         """
         if layout:
             format = self._layout(format or self._settings.format, layout)
-        if format is not None:
+        if compression is not None:
+            format = self._compressed(format or self._settings.format, compression)
+        elif format is not None:
             check_word("format", format, settings.WORDS["format"])
             self._check_settable(key, value, (format, None))
             if format == "zarr" and self._settings.sign_key is not None:

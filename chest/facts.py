@@ -36,6 +36,9 @@ class Stats:
         of its bytes, though only those that are touched are read.
     saved : float
         Seconds that memoized functions did not have to compute.
+    compression : float
+        Bytes before compression over those after, of the pickles that were written
+        compressed since the chest was opened; 1.0: none was.
     """
 
     keys: int
@@ -53,6 +56,7 @@ class Stats:
     loads: int
     loaded_nbytes: int
     saved: float = 0.0
+    compression: float = 1.0
 
     def as_dict(self) -> dict[str, Any]:
         """The same as a dict, for JSON."""
@@ -71,7 +75,8 @@ class KeyFacts:
     name : str
         The same, relative to the chest's folder.
     format : str
-        Who reads it: ``"pickle"``, ``"data"`` or ``"custom"``.
+        Who reads it: ``"pickle"``, ``"pickle+zstd"`` or ``"pickle+lz4"`` (compressed),
+        ``"data"``, ``"zarr"`` or ``"custom"``.
     nbytes : int
         Bytes in memory, when it is there or was last written; 0: not known, of a value
         that lies in a pack only.

@@ -309,6 +309,16 @@ class Folder:
                 system.close(opened)
         self._prune(name)
 
+    def set_aside(self, name: str) -> str:
+        """Give a file or folder the name of an unpublished one, and return that.
+
+        Who has it open goes on.
+        """
+        aside = f"{TEMPORARY}{os.getpid():x}-{secrets.token_hex(4)}"
+        self._rename_out(name, aside)
+        self._prune(name)
+        return aside
+
     def _prune(self, name: str) -> None:
         """Remove the folders inside this one that *name*'s going leaves empty."""
         while "/" in name:

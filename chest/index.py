@@ -302,21 +302,24 @@ class Index:
 
     def names(self) -> set[str]:
         """Every file that the live entries may need. O(keys), without a look at packs."""
-        names = {entry.name for entry in [*self.entries.values()] if entry is not None}
-        names.update(entry.name for entry in self.expired.values())
+        names = {entry.name for entry in self.filed()}
         names.update(batch.name for batch in self.batches)
-        if self.base is not None:
-            try:
-                names.update(
-                    entry.name
-                    for row, entry in self.base.alone()
-                    if row not in self._hidden
-                )
-            except LOST:
-                self._lose_base()
-                return self.names()
         names.discard("")
         return names
+
+    def filed(self) -> list[AnyEntry]:
+        """The entries in no batch, and all that expired. O(keys), without packs' keys."""
+        found: list[AnyEntry] = [
+            entry for entry in [*self.entries.values()] if type(entry) is Entry
+        ]
+        found += self.expired.values()
+        if self.base is not None:
+            try:
+                found += (e for row, e in self.base.alone() if row not in self._hidden)
+            except LOST:
+                self._lose_base()
+                return self.filed()
+        return found
 
     # -- over a checkpoint -------------------------------------------------------------
 

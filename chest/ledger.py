@@ -138,8 +138,9 @@ class Ledger:
     def _absorb(self) -> None:
         """Let memory follow what the manifest has read (C1, C2)."""
         manifest = self._manifest
-        if manifest.index.due <= expiry.now():
-            manifest.changed.update(manifest.index.expire(expiry.now()))
+        due = manifest.index.due
+        if due != expiry.NEVER and due <= (now := expiry.now()):
+            manifest.changed.update(manifest.index.expire(now))
         self._drop_stale()
         # Last: a thread that finds nothing to look at reads `_values` without the lock.
         self._watch()

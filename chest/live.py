@@ -33,6 +33,7 @@ from chest.upkeep import Upkeep
 
 __all__ = ["Filling", "LiveArray", "folder_entry", "pinned"]
 
+AT_A_TIME = 16 << 20  # bytes of whole chunks that one step of an assignment changes
 MOST_LOOKS = 100  # times an array is followed that others keep replacing
 
 _turns: dict[tuple[int, int], int] = {}  # seal (device, inode) → thread that holds it
@@ -133,8 +134,13 @@ class LiveArray:
     # -- change ------------------------------------------------------------------------
 
     def __setitem__(self, selection: Any, value: Any) -> None:
-        """Change a part of the array on disk."""
-        self.change(lambda array: array.__setitem__(selection, value))
+        """Change a part of the array on disk, some chunks at a time."""
+
+        def assign(array: Any) -> None:
+            for part, rows in _parts(array, selection, value):
+                array[part] = rows
+
+        self.change(assign)
 
     def resize(self, new_shape: Any) -> None:
         """Change the shape; what is new reads as the fill value."""
@@ -215,6 +221,29 @@ class LiveArray:
             self._seen = None  # it holds the folder that goes now
             self._chest._spill.delete(replaced)
             self._chest._written_more()
+
+
+def _parts(array: Any, selection: Any, value: Any) -> Iterator[tuple[Any, Any]]:
+    """An assignment as several of whole rows of chunks, where the value is a large one.
+
+    Zarr holds ten chunks at a time in memory, each before and after compression.
+    """
+    rows, *rest = (
+        selection if isinstance(selection, tuple) and selection else [selection]
+    )
+    shape: tuple[int, ...] = getattr(value, "shape", ())
+    if isinstance(rows, slice) and len(shape) == array.ndim:
+        start, stop, stride = rows.indices(array.shape[0])
+        deep = (array.shards or array.chunks)[0]
+        wide = max(1, array.nbytes // max(1, array.shape[0]) * deep)
+        step = deep * max(1, AT_A_TIME // wide)
+        if stride == 1 and stop - start == shape[0] > step:
+            while start < stop:
+                end = min(stop, start - start % step + step)
+                yield (slice(start, end), *rest), value[: end - start]
+                value, start = value[end - start :], end
+            return
+    yield selection, value
 
 
 class _Change:

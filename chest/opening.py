@@ -13,6 +13,7 @@ from typing import Any
 
 from chest import errors, keys, system
 from chest.folder import PRIVATE_FILE, PRIVATE_FOLDER, Folder, refusals, refused
+from chest.formats.compressed import CODECS, Compressed, form_of
 from chest.formats.pickle5 import Pickle5, unpickle
 from chest.log import NAME
 from chest.manifest import Manifest
@@ -86,6 +87,7 @@ def open_tier(path: str, settings: Settings) -> SpillTier:
         full=settings.verify == "full",
         key=key,
         fallback=settings.fallback,
+        compression=settings.compression,
     )
 
 
@@ -124,7 +126,9 @@ def _formats(settings: Settings) -> dict[str, Format]:
 
     formats: dict[str, Format] = {"data": Data()}
     if settings.trust != "data":
-        formats["pickle"] = Pickle5()
+        formats["pickle"] = pickle = Pickle5()
+        for codec in CODECS:
+            formats[form_of(codec)] = Compressed(codec, pickle)
     if settings.is_custom:
         formats["custom"] = Custom(
             settings.dump, settings.load, settings.mode, settings.open

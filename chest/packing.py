@@ -254,7 +254,7 @@ class Packing(Ledger):
             for key, entry in some:
                 try:
                     data = self._spill.raw(key, entry)
-                    each = Small(key, entry.birth, data, entry.generation)
+                    each = Small(key, entry.birth, data, entry.generation, entry.made)
                 except (FileNotFoundError, errors.CorruptError) as error:
                     # Moved by others; or damaged: it stays where it is, and reading it
                     # says so.

@@ -64,6 +64,7 @@ class Small(msgspec.Struct, gc=False):
     birth: int
     data: bytes
     generation: int = 0  # of the record that published it first, when it is rewritten
+    made: int = 0
 
 
 class Batch:
@@ -221,6 +222,11 @@ class Packed(msgspec.Struct, gc=False):
         """The key, as `chest.keys.encode` writes it."""
         return msgspec.json.decode(self.batch.text(self.place))
 
+    @property
+    def made(self) -> int:
+        """When the youngest of the batch was computed."""
+        return self.batch.record.made
+
     format = "pickle"
     digest = file_id = signature = gone = ""
     nbytes = 0
@@ -274,6 +280,7 @@ class Packs:
             start=start,
             at=at,
             rewritten=rewritten,
+            made=max(each.made for each in small),
         )
         return Batch(record, block)
 

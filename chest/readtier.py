@@ -19,6 +19,7 @@ import xxhash
 
 from chest import errors
 from chest.arraytier import ArrayTier, is_folder, zarr_
+from chest.formats.compressed import CODECS, form_of
 from chest.index import AnyEntry
 from chest.manifest import Manifest
 from chest.memory import Weight, weigh
@@ -32,7 +33,9 @@ from chest.stores.local import LocalStore
 
 __all__ = ["Loaded", "ReadTier", "missing"]
 
-RUN_CODE = frozenset({"pickle", "custom"})  # formats that name code to be run
+RUN_CODE = frozenset(
+    {"pickle", "custom", *map(form_of, CODECS)}
+)  # formats that name code to be run
 FEWEST_TRUSTED, MOST_SHRUNK = 4096, 4  # bytes; times the file that a value may take
 MOST_TENSORS = 1 << 16  # files known to hold tensors, 100 bytes each
 
@@ -172,6 +175,8 @@ class ReadTier(ArrayTier):
         """Open the file of a value, and make the value of it."""
         form = self._format(entry, key)
         size = entry.size if entry.digest else None
+        if entry.format.startswith("pickle+"):
+            mapped = None  # what is decompressed lies in memory
         source = self.store.source(
             entry.name,
             key=key,

@@ -49,6 +49,7 @@ class Entry(
         "at": "a",
         "rewritten": "r",
         "dead": "x",
+        "made": "e",
         "generation": "g",
     },
 ):
@@ -74,6 +75,9 @@ class Entry(
         Bytes the value took in memory when it was written.
     cost : float
         Seconds it took to make or load, for the policy ``"costly"``.
+    made : int
+        Unix time when it was computed, of results of memoized functions; of a batch the
+        latest. 0: not known.
     python : int or None
         Minor version of Python that must read it.
     mapped : str or None
@@ -121,6 +125,7 @@ class Entry(
     at: int = 0
     rewritten: bool = False
     dead: bytes | None = None
+    made: int = 0
 
 
 class Header(msgspec.Struct, omit_defaults=True):

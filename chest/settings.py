@@ -39,6 +39,7 @@ WORDS: dict[str, tuple[object, ...]] = {
     "durability": ("memory", "process", "power"),
     "trust": ("owner", "data", "any"),
     "verify": ("stream", "full"),
+    "compression": (None, False, "zstd", "lz4", "auto"),
 }
 
 
@@ -91,6 +92,7 @@ class Settings:
     timeout: float | None = None
     available_disk: Any = None
     umask: bool = False
+    compression: str | bool | None = None
 
     def __post_init__(self) -> None:
         budget = reprs.parse_bytes(
@@ -109,6 +111,9 @@ class Settings:
             check_word(option, getattr(self, option), words)
         if self.trust == "data" and self.is_custom:
             msg = "trust='data' cannot be had with a dump=, load= or open= of yours"
+            raise ValueError(msg)
+        if self.compression and self.fallback != "pickle":
+            msg = f"compression= is for pickles, this chest has {self.fallback!r} files"
             raise ValueError(msg)
         if self.format == "custom" and not self.is_custom:
             msg = "format='custom' needs dump= and load=, or open="

@@ -6,7 +6,8 @@ small enough, or when they are written; files with one value.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Hashable, Sequence
+import logging
+from collections.abc import Collection, Hashable, Iterable, Sequence
 
 import msgspec
 
@@ -23,6 +24,8 @@ from chest.stores.local import LocalStore
 __all__ = ["PACKED_NBYTES", "SmallTier", "is_shared", "is_small"]
 
 PACKED_NBYTES = 8192  # a larger pickle has its own file
+SLOW_NBYTES = 1 << 20  # bytes; removing a larger file takes longer than renaming it
+log = logging.getLogger("chest")
 
 
 class SmallTier:
@@ -100,7 +103,7 @@ class SmallTier:
         if not moved:
             self.written += len(named) - len(dead)
             self.written_bytes += batch.nbytes
-        return [each.name for each in old if each is not None and not is_shared(each)]
+        return self.retire(each for each in old if each is not None)
 
     def in_log(
         self, key: Hashable, data: bytes, birth: int, nbytes: int, entry: AnyEntry
@@ -115,6 +118,7 @@ class SmallTier:
             value=data,
             expires=entry.expires,
             generation=entry.generation,
+            made=entry.made,
         )
 
     def amend(
@@ -144,7 +148,31 @@ class SmallTier:
             return []
         pairs = [(key, Entry(each.text, gone="key")) for key, each in expired.items()]
         self.manifest.append(pairs)
-        return [each.name for each in expired.values() if not is_shared(each)]
+        return self.retire(expired.values())
+
+    def retire(self, old: Iterable[AnyEntry]) -> list[str]:
+        """Free the names of values that were replaced; called within `exclusive`.
+
+        Small files go at once; the names of what takes longer to remove are returned,
+        for `delete` once the lock is free.
+        """
+        # Not later: once the lock is free a sweep may take the file for an orphan, and
+        # somebody else its name, whose value a late removal would hit.
+        left: dict[str, None] = {}
+        for name, entry in {each.name: each for each in old}.items():
+            if is_shared(entry):
+                continue
+            try:
+                if entry.size < SLOW_NBYTES and entry.format != "zarr":
+                    self.store.delete(name)
+                else:
+                    left[self.store.set_aside(name)] = None
+            except FileNotFoundError:
+                continue  # somebody removed it by hand
+            except OSError as error:
+                # To the sweep; what it held is replaced already.
+                log.info("%s is left: %s", self.store.home.join(name), error)
+        return [*left]
 
     def raw(self, key: Hashable, entry: AnyEntry) -> bytes:
         """The pickle of a small value, from its pack or from the log."""
@@ -193,10 +221,13 @@ class SmallTier:
             "pickle": "it is a pickle, and trust='data' reads none",
         }
         reason = ways.get(
-            entry.format, f"its format {entry.format!r} is not known here"
+            entry.format.partition("+")[0],
+            f"its format {entry.format!r} is not known here",
         )
         kind = (
-            errors.UntrustedError if entry.format == "pickle" else errors.DecodingError
+            errors.UntrustedError
+            if entry.format.startswith("pickle")
+            else errors.DecodingError
         )
         msg = f"{path} cannot be read: {reason}"
         raise kind(msg, key=key, path=path)

@@ -26,15 +26,24 @@ import msgspec
 from chest import errors, keys
 from chest.arraytier import is_folder, zarr_
 from chest.folder import PACK, refusals, refused
+from chest.formats.compressed import (
+    AUTO,
+    CODECS,
+    WORTH,
+    Compressed,
+    NotWorthIt,
+    form_of,
+)
 from chest.index import AnyEntry
 from chest.manifest import Manifest
 from chest.memory import weigh
 from chest.packs import Packs
-from chest.protocols import Format
+from chest.protocols import Format, Receipt
 from chest.readtier import ReadTier
 from chest.records import Entry
+from chest.settings import Spelled
 from chest.signing import Key
-from chest.small import is_shared, is_small
+from chest.small import is_small
 from chest.stores.local import Discard, Draft, FolderDraft, LocalStore
 
 __all__ = ["Job", "SpillTier", "Written"]
@@ -84,6 +93,8 @@ class SpillTier(ReadTier):
         Signs and checks files in a signed chest.
     fallback : str
         The format of what is no array, where arrays have one of their own.
+    compression : {"zstd", "lz4", "auto"} or None
+        Of pickles whose key does not say otherwise.
     """
 
     def __init__(
@@ -97,10 +108,12 @@ class SpillTier(ReadTier):
         full: bool,
         key: Key | None,
         fallback: str = "pickle",
+        compression: str | bool | None = None,
     ) -> None:
         super().__init__(store, packs, manifest, formats, full=full, key=key)
         self._wanted_name = wanted_name
         self._fallback = fallback
+        self._compressed = form_of(compression)
         self._file_ids = _file_ids()
 
     def exclusive(self) -> AbstractContextManager[None]:
@@ -194,6 +207,7 @@ class SpillTier(ReadTier):
         written = self.encode(job)
         written.entry.generation = entry.generation
         written.entry.expires = entry.expires
+        written.entry.made = entry.made
         return written
 
     def publish(
@@ -234,7 +248,7 @@ class SpillTier(ReadTier):
         if not moved:
             self.written += len(batch)
             self.written_bytes += sum(entry.size for _, entry, _ in batch)
-        return list(dict.fromkeys(each.name for each in old if not is_shared(each)))
+        return self.retire(old)
 
     def _publish_files(
         self,
@@ -273,7 +287,7 @@ class SpillTier(ReadTier):
     def remove(self, gone: Sequence[Hashable]) -> list[str]:
         """Append tombstones; called within `exclusive`. Returns names to `delete`."""
         find = self.manifest.index.held
-        pairs, names = [], []
+        pairs, old = [], []
         for key in gone:
             entry = find(key)
             if entry is None:
@@ -281,10 +295,9 @@ class SpillTier(ReadTier):
             # A str is its own text, which need not be read from the pack.
             text = keys.encode(key) if type(key) is str else entry.text
             pairs.append((key, Entry(text, gone="key")))
-            if not is_shared(entry):
-                names.append(entry.name)
+            old.append(entry)
         self.manifest.append(pairs)
-        return names
+        return self.retire(old)
 
     def remove_all(self) -> list[str]:
         """Append the record that ends all keys; called within `exclusive`.
@@ -293,7 +306,7 @@ class SpillTier(ReadTier):
         another batch in it as soon as the lock is free.
         """
         index = self.manifest.index
-        names, packs = index.names(), {batch.name for batch in index.batches}
+        old, packs = index.filed(), {batch.name for batch in index.batches}
         self.manifest.append([(None, Entry(gone="all"))])
         if packs:
             try:
@@ -302,7 +315,7 @@ class SpillTier(ReadTier):
                 log.info("packs of %s are left: %s", self.store.home.path, error)
             else:
                 self.delete(packs)
-        return [*(names - packs)]
+        return self.retire(old)
 
     def delete(self, names: Iterable[str]) -> None:
         """Remove files that no record holds any more; no lock.
@@ -416,17 +429,15 @@ class SpillTier(ReadTier):
             return error
 
     def _encode(self, job: Job, draft: Draft) -> Written:
-        form = self._formats[job.format]
-        text = keys.text(job.key)
         file_id = next(self._file_ids)
-        receipt = form.dump(job.value, draft, key=text, file_id=file_id)
+        form, receipt = self._dump(job, draft, file_id)
         draft.finish(sync=self.manifest.sync)
         entry = Entry(
             keys.encode(job.key),
             job.birth,
             size=draft.size,
             digest=receipt.digest,
-            format=str(job.format),
+            format=form.name,
             file_id=file_id,
             nbytes=job.nbytes,
             cost=round(job.cost, 6),
@@ -436,6 +447,32 @@ class SpillTier(ReadTier):
         if self._key is not None:
             entry.signature = self._key.sign_file(draft.view())
         return Written(job.key, entry, draft)
+
+    def _dump(self, job: Job, draft: Draft, file_id: str) -> tuple[Format, Receipt]:
+        """Write the value in the format that was asked for, or that pays."""
+        name, text = job.format, keys.text(job.key)
+        if name == "pickle" and not isinstance(name, Spelled):
+            name = self._compressed
+        if name == AUTO:
+            form = self._formats[form_of("zstd")]
+            assert isinstance(form, Compressed)
+            try:
+                return form, form.dump(
+                    job.value, draft, key=text, file_id=file_id, worth=WORTH
+                )
+            except NotWorthIt:
+                draft.restart()
+                name = "pickle"
+        form = self._formats[name]
+        return form, form.dump(job.value, draft, key=text, file_id=file_id)
+
+    @property
+    def compression(self) -> float:
+        """Bytes before compression over those after, of what was compressed; or 1."""
+        forms = [self._formats.get(form_of(codec)) for codec in CODECS]
+        made = [form for form in forms if isinstance(form, Compressed)]
+        stored = sum(form.stored for form in made)
+        return sum(form.raw for form in made) / stored if stored else 1.0
 
     def _encode_array(self, job: Job, draft: FolderDraft) -> Written:
         seal = zarr_().Seal(key=keys.text(job.key), file_id=self.new_file_id())

@@ -16,6 +16,7 @@ from chest import facts, reprs, system
 from chest.conflict import Settling
 from chest.engine import Engine
 from chest.index import AnyEntry, same
+from chest.memory import Slot
 from chest.packing import FEWEST_PACKED
 from chest.packs import BATCH_KEYS, Batch, Packed, Small
 from chest.small import is_small
@@ -87,10 +88,7 @@ class Upkeep(Settling):
         KeyError
             There is no such key.
         """
-        self._look()
-        slot, entry = self._slots.get(key), self._manifest.index.get(key)
-        if slot is None and entry is None:
-            raise KeyError(key)
+        slot, entry = self._known(key)
         path = self.key_to_filename(key)
         stored = entry.format if entry is not None else self._settings.format
         own = slot.options[0] if slot is not None and slot.options else None
@@ -106,6 +104,14 @@ class Upkeep(Settling):
             in_memory=slot is not None,
             dirty=slot is not None and slot.dirty,
         )
+
+    def _known(self, key: Hashable) -> tuple[Slot | None, AnyEntry | None]:
+        """What memory and manifest have of *key*, at least one of them; KeyError."""
+        self._look()
+        slot, entry = self._slots.get(key), self._manifest.index.get(key)
+        if slot is None and entry is None:
+            raise KeyError(key)
+        return slot, entry
 
     def stats(self) -> facts.Stats:
         """Counts since the chest was opened, and its present state. O(keys)."""
@@ -129,6 +135,7 @@ class Upkeep(Settling):
             loads=self._spill.loaded,
             loaded_nbytes=self._spill.loaded_bytes,
             saved=sum(each.saved for each in self._savers),
+            compression=self._spill.compression,
         )
 
     def __repr__(self) -> str:
@@ -185,10 +192,7 @@ class Upkeep(Settling):
         KeyError
             There is no such key.
         """
-        self._look()
-        slot, entry = self._slots.get(key), self._manifest.index.get(key)
-        if slot is None and entry is None:
-            raise KeyError(key)
+        slot, entry = self._known(key)
         if slot is not None and slot.dirty:
             self._raise_first(self._write_out([slot], keep=False))
         elif entry is not None and is_small(entry):
@@ -263,12 +267,15 @@ class Upkeep(Settling):
         return self._trim(most, older_than)
 
     def _written_before(self, keys: Iterable[Any], seconds: float) -> list[Any]:
-        """Those whose file was written that long ago; what has no file is new."""
+        """Those that were computed, or else whose file was written, that long ago."""
         now, found = time.time(), []
         for key in keys:
             entry = self._manifest.index.get(key)
-            status = self._spill.store.home.stat(entry.name) if entry else None
-            if now - (status.st_mtime if status else now) >= seconds:
+            made: float = entry.made if entry else now
+            if not made and entry:
+                status = self._spill.store.home.stat(entry.name)
+                made = status.st_mtime if status else now
+            if now - made >= seconds:
                 found.append(key)
         return found
 
@@ -351,7 +358,8 @@ class Upkeep(Settling):
         for start in range(0, len(pairs), BATCH_KEYS):
             some = pairs[start : start + BATCH_KEYS]
             small = [
-                Small(key, births[key], theirs.raw(key, entry)) for key, entry in some
+                Small(key, births[key], theirs.raw(key, entry), made=entry.made)
+                for key, entry in some
             ]
             batch = self._spill.pack(small)
             with self._publishing():

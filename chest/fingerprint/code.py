@@ -12,6 +12,7 @@ have other fingerprints. Of what is installed only the name counts.
 from __future__ import annotations
 
 import builtins
+import contextlib
 import datetime
 import decimal
 import dis
@@ -20,6 +21,7 @@ import functools
 import importlib.util
 import marshal
 import numbers
+import operator
 import os
 import pathlib
 import re
@@ -32,6 +34,7 @@ import weakref
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
+from chest.errors import FingerprintError
 from chest.fingerprint import libraries
 from chest.fingerprint.values import HANDLERS, SCALARS, VERSION, Walk, named, sealed
 
@@ -69,11 +72,16 @@ IMMUTABLE: Final = (
     datetime.tzinfo,
     decimal.Decimal,
     enum.Enum,
+    operator.attrgetter,
+    operator.itemgetter,
+    operator.methodcaller,
     pathlib.PurePath,
     range,
     re.Pattern,
+    slice,
     uuid.UUID,
 )
+IMMUTABLE_ELSEWHERE: Final = frozenset({("numpy", "generic"), ("numpy", "dtype")})
 
 
 class Code:
@@ -119,6 +127,12 @@ def _checker(survey: _Survey) -> Callable[[], bool]:
     checks += [
         f"{name(function)}.__code__ is {name(function.__code__)}"
         for function in survey.functions
+    ]
+    checks += [
+        f"{name(function)}.{each} is {name(defaults)}"
+        for function in survey.functions
+        for each in ("__defaults__", "__kwdefaults__")
+        if (defaults := getattr(function, each)) is not None
     ]
     checks += [
         f"{name(cell)}.cell_contents is {name(cell.cell_contents)}"
@@ -179,15 +193,38 @@ class _Survey:
             self._each(inner)
         elif isinstance(thing, types.BuiltinFunctionType | types.ModuleType):
             self.say(getattr(thing, "__module__", None), thing.__name__)
+            owner = getattr(thing, "__self__", None)
+            if not isinstance(owner, types.ModuleType):
+                self.visit(owner)  # a method, of a text say
         elif isinstance(thing, tuple):
             self.say(type(thing).__qualname__, len(thing))
             self._each(thing)
         elif isinstance(thing, frozenset):
             self.parts.append(sealed(b"set", *sorted(map(self._alone, thing))))
-        elif isinstance(thing, IMMUTABLE):
+        elif _is_immutable(thing):
             self.say(thing)
         else:
-            self.say("mutable")  # only its name counts, which was said already
+            self._mutable(thing)
+
+    def _mutable(self, thing: Any) -> None:
+        """What can change does not count; what its class does, does."""
+        self.say("mutable")
+        if not _is_own_module(type(thing).__module__):
+            return
+        self.visit(type(thing))
+        if callable(thing):  # perhaps a decorator, with the function that it wraps
+            for name, held in sorted(getattr(thing, "__dict__", {}).items()):
+                if isinstance(held, types.FunctionType | types.MethodType | type):
+                    self.say(name)
+                    self.visit(held)
+
+    def _default(self, value: Any) -> None:
+        """A default, which stands in the code also where it is a list."""
+        if type(value) in (list, dict, set):
+            with contextlib.suppress(FingerprintError):
+                self.say(value)
+                return
+        self.visit(value)
 
     def _each(self, things: Iterable[Any]) -> None:
         for thing in things:
@@ -211,13 +248,17 @@ class _Survey:
             stored = facts.stored
             self.say("function", facts.token)
             for default in function.__defaults__ or ():
-                self.visit(default)
+                self._default(default)
             for name, default in sorted((function.__kwdefaults__ or {}).items()):
                 self.say(name)
-                self.visit(default)
+                self._default(default)
             self._globals(function.__globals__, facts)
         else:
             self.say("installed", function.__module__, code.co_qualname)
+        registry = getattr(function, "registry", None)  # of functools.singledispatch
+        if isinstance(registry, types.MappingProxyType):
+            for kind in sorted(registry, key=operator.attrgetter("__qualname__")):
+                self._each([kind, registry[kind]])
         for name, cell in zip(
             code.co_freevars, function.__closure__ or (), strict=True
         ):
@@ -265,7 +306,7 @@ class _Survey:
         self.say("class", kind.__module__, kind.__qualname__)
         if not _is_own_module(kind.__module__):
             return
-        for base in kind.__bases__:
+        for base in (*kind.__bases__, type(kind)):
             self.visit(base)
         space = vars(kind)
         if issubclass(kind, enum.Enum):
@@ -278,6 +319,12 @@ class _Survey:
             self.spaces.setdefault(id(space), (space, {}))[1][name] = value
             self.say(name)
             self.visit(value)
+        # What a base class does, until somebody gives the class its own.
+        above = [
+            vars(base) for base in kind.__mro__[1:] if _is_own_module(base.__module__)
+        ]
+        inherited = set().union(*above) - set(space) - UNSAID
+        self.missing.setdefault(id(space), (space, set()))[1].update(inherited)
 
 
 class _Facts:
@@ -317,6 +364,8 @@ class _Facts:
             name, value = step.opname, step.argval
             if name in SILENT:
                 continue
+            if name == "KW_NAMES":  # Python 3.11 does not say which
+                value = code.co_consts[step.arg or 0]
             if name.startswith("STORE_NAME") and value in NOTES:
                 del said[-2:]
                 continue
@@ -358,6 +407,13 @@ class _Facts:
         if name == "IMPORT_FROM" and known:
             known.append(value)
         return known
+
+
+def _is_immutable(thing: Any) -> bool:
+    if isinstance(thing, IMMUTABLE):
+        return True
+    homes = {(each.__module__.partition(".")[0], each) for each in type(thing).__mro__}
+    return any((home, each.__name__) in IMMUTABLE_ELSEWHERE for home, each in homes)
 
 
 # ---------------------------------------------------------------------- whose is it

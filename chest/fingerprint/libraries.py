@@ -189,7 +189,7 @@ def _column(walk: Walk, array: Any) -> bytes:
 def _table(walk: Walk, value: Any) -> bytes:
     """Schema and columns of a table or a batch; not how they are cut into chunks."""
     schema = value.schema
-    about = _plain(schema.names, [str(each) for each in schema.types])
+    about = _plain(schema.names, [str(each) for each in schema])
     columns = [_chunks(walk, column) for column in value.columns]
     meta = walk.token(dict(schema.metadata or {}))
     return sealed(b"table", about, meta, *columns)

@@ -20,7 +20,7 @@ import pathlib
 import re
 import types
 import uuid
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final
 
@@ -190,7 +190,11 @@ def _own_part(walk: Walk, value: Any) -> bytes:
     kind = type(value)
     if kind in (set, frozenset, dict):
         return b""
-    return walk.token(kind) + walk.token(dict(getattr(value, "__dict__", None) or {}))
+    state = object.__getstate__(value)  # attributes, those in slots as well
+    parts = [kind, state or {}]
+    if isinstance(value, defaultdict):
+        parts.append(value.default_factory)
+    return walk.tokens(parts)
 
 
 def _bytes(walk: Walk, value: Any) -> bytes:
@@ -286,6 +290,7 @@ HANDLERS: Final[dict[type, Handler]] = {
     uuid.UUID: _text(),
     re.Pattern: _text("pattern", "flags"),
     datetime.date: _text(),
+    datetime.datetime: _instance,  # its text says neither the zone nor the fold
     datetime.timedelta: _text("days", "seconds", "microseconds"),
     enum.Enum: _enum,
     pathlib.PurePath: _text(),
@@ -296,6 +301,20 @@ HANDLERS: Final[dict[type, Handler]] = {
     type: named,
 }
 """Type → handler of its values, and of its subclasses' where no other is nearer."""
+
+EXACT: Final = frozenset(
+    {
+        list,
+        tuple,
+        bytearray,
+        decimal.Decimal,
+        fractions.Fraction,
+        uuid.UUID,
+        datetime.date,
+        datetime.timedelta,
+        pathlib.PurePath,
+    }
+)  # types whose handler knows nothing of what others' subclasses add
 
 LIBRARIES: Final[dict[tuple[str, str], Handler]] = {}
 """(module's first part, class's name) → handler, for types that are not imported here."""
@@ -318,4 +337,7 @@ def _find(kind: type) -> Handler:
 
 def _is_lossy(kind: type, base: type) -> bool:
     """Whether the handler of *base* would miss what an instance of *kind* has more."""
-    return kind is not base and base in (list, tuple, range, bytearray, slice)
+    if kind is base or base not in EXACT:
+        return False
+    # Paths are instances of subclasses, which have nothing more.
+    return kind.__module__.partition(".")[0] != base.__module__.partition(".")[0]

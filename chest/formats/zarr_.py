@@ -63,6 +63,9 @@ CHUNK_NBYTES = 8 << 20  # of a chunk before compression
 CODECS = frozenset(
     ["blosc", "bytes", "crc32c", "gzip", "sharding_indexed", "transpose", "zstd"]
 )
+# All chunks lie in one folder: a folder for each row of chunks, which is zarr's default,
+# makes a change of one chunk some twenty times slower.
+FLAT = {"name": "default", "separator": "."}
 VERSION = 1
 
 
@@ -391,6 +394,7 @@ def create(
         zarr refuses, or would need a codec that chest does not read back.
     """
     options.setdefault("chunks", good_chunks(shape, dtype.itemsize))
+    options.setdefault("chunk_key_encoding", FLAT)
     if options.get("shards") is not None and options["chunks"] is None:
         del options["chunks"]
     try:

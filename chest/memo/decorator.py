@@ -157,7 +157,8 @@ class Memo(Generic[P, R]):
             function, self.name, options["ignore"], code=self._version is None
         )
         self._code: Code | None = None
-        self._holds: Callable[[], bool] = bool  # there is no code yet
+        # There is no code yet, or there will be none.
+        self._holds: Callable[[], bool] = bool if self._version is None else _always
         # Types of the arguments → arguments → (key, seconds, whether the result is
         # plain), for plain arguments: they need no fingerprint to be found again.
         self._quick: dict[Any, dict[Any, Any]] = {}
@@ -186,6 +187,8 @@ class Memo(Generic[P, R]):
                 key, seconds, plain = known[args]
                 try:
                     value = self.chest[key] if plain else self._fresh(key)
+                    if plain and type(value) not in SCALARS:
+                        value = self._fresh(key)  # it was computed anew, otherwise
                 except (KeyError, errors.CorruptError, errors.DecodingError):
                     pass  # it was deleted, or has to be computed again
                 else:
@@ -293,7 +296,7 @@ class Memo(Generic[P, R]):
         if self._make_key or self._calls.fixed or not SCALARS.issuperset(kinds):
             return
         for each in args:
-            if type(each) in (float, complex) and not each:
+            if type(each) is complex or (type(each) is float and not each):
                 return  # 0.0 is equal to -0.0, and not the same
             if type(each) in (str, bytes) and len(each) > LONGEST_QUICK:
                 return
@@ -365,8 +368,8 @@ class Memo(Generic[P, R]):
         *args, **kwargs
             The call.
         older_than : float, optional
-            Instead of a call: seconds since the results were written, whatever version
-            of the code computed them; 0: all of them.
+            Instead of a call: seconds since the results were computed, by whatever
+            version of the code; 0: all of them.
 
         Returns
         -------
@@ -617,6 +620,11 @@ def _name(plain: Any) -> str:
         spec = getattr(sys.modules["__main__"], "__spec__", None)
         module = getattr(spec, "name", None) or module
     return f"{module}.{plain.__qualname__}"
+
+
+def _always() -> bool:
+    """A version holds as long as the program runs."""
+    return True
 
 
 def _file(key: tuple[str, str, str]) -> str:

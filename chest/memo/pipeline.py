@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import inspect
 import pickle
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, cast, overload
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Results", "map"]
 
+GRACE = 0.2  # seconds in which Ctrl-C comes through
 Call = tuple[Any, ...]
 
 
@@ -158,7 +160,7 @@ def _submitted(
     function: Memo[Any, Any], missing: Sequence[Call], executor: Executor
 ) -> Iterator[None]:
     """Compute elsewhere; what has not begun when one fails is called off."""
-    from concurrent.futures import as_completed
+    from concurrent.futures import BrokenExecutor, as_completed
 
     import cloudpickle
 
@@ -172,6 +174,10 @@ def _submitted(
             with _naming(futures[future]):
                 future.result()
             yield
+    except BrokenExecutor:
+        # Ctrl-C ends the workers too, and their end may be seen before it comes here.
+        time.sleep(GRACE)
+        raise
     finally:
         for future in futures:
             future.cancel()

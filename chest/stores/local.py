@@ -26,7 +26,7 @@ from chest.protocols import Buffer, Source
 
 __all__ = ["MAP_FROM", "Discard", "Draft", "FolderDraft", "LocalStore", "untrusted"]
 
-MAGICS = (b"CHESTPK1", b"CHESTDT1")  # at the end of the formats' files
+MAGICS = (b"CHESTPK1", b"CHESTDT1", b"CHESTPZ1")  # at the end of the formats' files
 log = logging.getLogger("chest")
 
 MAP_FROM = 1 << 20  # bytes; below, reading a file is quicker than mapping it
@@ -337,6 +337,10 @@ class LocalStore:
             self.home.unlink(name, missing_ok=True)
         elif not self.home.remove_folder(name):
             log.info("%s is left: somebody reads it", self.home.join(name))
+
+    def set_aside(self, name: str) -> str:
+        """Take its name from a value, for `delete`; returns the one that it has now."""
+        return self.home.set_aside(name)
 
     def used(self, name: str) -> None:
         """Remember that the file was used now, for `chest.Chest.trim`."""

@@ -233,7 +233,7 @@ def test_a_name_that_is_taken_gives_way(chest):
 def test_snapshot_copy_and_update_link_the_chunks(chest, tmp_path):
     chest["x"] = np.arange(100)
     with chest.snapshot(tmp_path / "s") as s:
-        chunk = os.path.join(s.key_to_filename("x"), "c", "0")
+        chunk = os.path.join(s.key_to_filename("x"), "c.0")
         assert os.stat(chunk).st_nlink == 2
         chest.zarr("x")[:] = 0
         assert (s["x"] == np.arange(100)).all()
@@ -268,21 +268,21 @@ def test_trim_and_the_budget_of_the_disk_see_the_bytes_of_folders(tmp_path):
 def test_a_missing_chunk_is_an_error_and_not_zeros(chest):
     chest.set("x", np.arange(100), chunks=(10,))
     chest.flush()
-    os.unlink(os.path.join(chest.key_to_filename("x"), "c", "3"))
+    os.unlink(os.path.join(chest.key_to_filename("x"), "c.3"))
 
     for read in (
         lambda: chest["x"],
         lambda: chest.zarr("x")[35],
         lambda: chest.array("x")[30:40],
     ):
-        with pytest.raises(errors.CorruptValueError, match="c/3 is missing"):
+        with pytest.raises(errors.CorruptValueError, match=r"c\.3 is missing"):
             read()
     assert (chest.zarr("x")[:10] == np.arange(10)).all()
     assert [problem.key for problem in chest.verify()] == ["x"]
     del chest["x"]
 
 
-@pytest.mark.parametrize("name", ["c/0", "zarr.json", ".chest"])
+@pytest.mark.parametrize("name", ["c.0", "zarr.json", ".chest"])
 def test_a_flipped_bit_is_found_before_anything_is_decoded(name, chest):
     chest.set("x", np.arange(100), compressors=None)
     chest.flush()
@@ -370,12 +370,12 @@ def test_unchanged_chunks_are_linked_and_not_written(chest, tmp_path):
     chest.set("x", np.zeros(100), chunks=(10,))
     with chest.snapshot(tmp_path / "s") as s:
         before = {
-            n: os.stat(os.path.join(s.key_to_filename("x"), "c", str(n))).st_ino
+            n: os.stat(os.path.join(s.key_to_filename("x"), f"c.{n}")).st_ino
             for n in range(10)
         }
         chest.zarr("x")[35] = 1
-        now = os.path.join(chest.key_to_filename("x"), "c")
-        after = {n: os.stat(os.path.join(now, str(n))).st_ino for n in range(10)}
+        now = chest.key_to_filename("x")
+        after = {n: os.stat(os.path.join(now, f"c.{n}")).st_ino for n in range(10)}
 
     assert {n for n in before if before[n] != after[n]} == {3}
 
@@ -659,3 +659,44 @@ def test_only_arrays_are_lazy(chest):
         chest.array("x")
     with pytest.raises(KeyError):
         chest.array("y")
+
+
+@pytest.mark.parametrize(
+    "selection",
+    [
+        slice(3, 47),
+        (slice(3, 47), slice(None)),
+        (slice(None, -1), slice(2, 5)),
+        (slice(5, 40), [0, 3]),
+        (slice(0, 50, 2), slice(None)),
+        (slice(4, 45), ...),
+        ...,
+        (),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("shards", [None, (20, 6)], ids=["chunks", "shards"])
+def test_a_large_assignment_in_steps_is_what_numpy_makes_of_it(
+    chest, monkeypatch, selection, shards
+):
+    if shards and selection == (slice(5, 40), [0, 3]):
+        pytest.skip("zarr itself cannot assign to a list of columns of shards")
+    monkeypatch.setattr("chest.live.AT_A_TIME", 1)
+    expected = np.zeros((50, 6))
+    chest.set("x", expected.copy(), chunks=(10, 6), shards=shards)
+    new = np.random.default_rng(0).random(expected[selection].shape)
+    expected[selection] = new
+    chest.sync()
+    before = chest.entry("x").generation
+    chest.zarr("x")[selection] = new
+    assert (chest["x"] == expected).all()
+    assert chest.entry("x").generation == before + 1
+
+
+def test_all_chunks_of_an_array_lie_in_one_folder(chest):
+    chest.set("x", np.zeros((40, 40)), chunks=(10, 10))
+    chest.flush()
+    inside = os.listdir(chest.key_to_filename("x"))
+    assert sorted(inside) == sorted(
+        [".chest", "zarr.json", *(f"c.{n}.{m}" for n in range(4) for m in range(4))]
+    )

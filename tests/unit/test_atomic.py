@@ -250,6 +250,36 @@ class TestPop:
             assert "k" not in other
 
 
+class TestNames:
+    @pytest.mark.parametrize(
+        ("form", "size"), [("pickle", 100), ("pickle", 400_000), ("zarr", 100)]
+    )
+    def test_a_late_removal_never_hits_who_has_the_name_now(
+        self, tmp_path: Path, form: str, size: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def value(number: int) -> Any:
+            return np.full((size, 10), number, "i8")
+
+        with (
+            Chest(tmp_path / "c", format=form) as one,
+            Chest(tmp_path / "c", format=form) as other,
+        ):
+            one.set_many({"x": value(6)})
+            delete = one._spill.delete
+
+            def late(names: Any) -> None:
+                other.compact()  # its sweep takes what no record holds
+                other.set_many({"x": value(8)})
+                delete(names)
+
+            with monkeypatch.context() as patch:
+                patch.setattr(one._spill, "delete", late)
+                one.delete_many(["x"])
+            with Chest(one.path) as third:
+                for c in (one, other, third):
+                    assert (c["x"] == value(8)).all()
+
+
 class TestDeadlines:
     def test_an_expired_key_is_absent_for_every_operation(self, two, clock) -> None:
         one, other = two

@@ -251,3 +251,44 @@ def test_workload_that_asks_for_it_runs_in_a_process_of_its_own(
 
     assert ended[0].failed == ""
     assert list(ended[0].samples[0]) == ["20 keys [ms]", "20 keys [MiB]"]
+
+
+def test_slow_rival_gets_a_thousand_pairs_of_a_million(tmp_path: Path) -> None:
+    slow, fast = (
+        Case(RIVALS[name], FULL, tmp_path).count(1_000_000)
+        for name in ("sqlitedict", "chest")
+    )
+
+    assert (slow, fast) == (1_000, 1_000_000)
+
+
+def test_workload_that_takes_long_runs_only_when_it_is_named() -> None:
+    asked = [name for name, workload in WORKLOADS.items() if workload.asked]
+
+    assert "growth" in asked
+    assert "small_get" not in asked
+
+
+def test_growth_is_drawn_from_a_written_run_and_again_the_same(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    figures = ({"20 keys: open [ms]": 1.0, "3 keys: open [ms]": 2.0},)
+    ended = [Outcome("growth", "chest", list(figures))]
+    found = report.rows(WORKLOADS["growth"], ended, TINY)
+    source = tmp_path / "run.json"
+    source.write_text(report.as_json(found, ended, TINY, tmp_path), encoding="utf-8")
+    code = (
+        "import json, pathlib, sys\n"
+        "from benchmarks import growth\n"
+        "source, target = map(pathlib.Path, sys.argv[1:])\n"
+        "found = growth.curves(json.loads(source.read_text())['rows'])\n"
+        "assert found == {'open [ms]': [(3, 2.0), (20, 1.0)]}, found\n"
+        "growth.draw(found, target)\n"
+    )
+
+    for picture in ("one.svg", "two.svg"):
+        # matplotlib keeps fonts open as long as the process lives.
+        command = [sys.executable, "-c", code, str(source), str(tmp_path / picture)]
+        subprocess.run(command, cwd=Path(benchmarks.__file__).parents[1], check=True)
+
+    assert b"<svg" in (tmp_path / "one.svg").read_bytes()
+    assert (tmp_path / "one.svg").read_bytes() == (tmp_path / "two.svg").read_bytes()

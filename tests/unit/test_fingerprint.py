@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 import types
+import zoneinfo
 from decimal import Decimal
 from typing import Any
 
@@ -72,7 +73,7 @@ PINNED = {
     "nested": "430806c44411",
     "decimal": "b2d131e4aca9",
     "time": "c3e7089ae48b",
-    "zone": "3594cb147b3f",
+    "zone": "aa09789fbe46",
     "path": "fee48423a672",
     "function": "e9ae2e465a4a",
     "range": "6b370635de61",
@@ -452,10 +453,18 @@ def test_a_frozen_dataclass_counts_as_a_constant():
         "K = 2",
         "del K",
         "g.__code__ = (lambda x: x).__code__",
+        "g.__defaults__ = (3,)",
+        "g.__kwdefaults__ = {'z': 3}",
+        "B.m = g",
+        "A.m = g",
     ],
 )
 def test_a_change_of_anything_that_counts_is_noticed(change):
-    space = define("K = 1\ndef g(x): return len(x)\ndef f(x): return g(x), K\n")
+    space = define(
+        "K = 1\ndef g(x, y=1, *, z=2): return len(x)\n"
+        "class A:\n def m(self): pass\nclass B(A): pass\n"
+        "def f(x): return g(x), K, B().m()\n"
+    )
     held = Code(space["f"])
     assert held.holds()
 
@@ -479,3 +488,96 @@ def test_a_function_is_an_argument_by_its_code():
     assert token(one) == token(same) != token(other)
     assert token(len) != token(sum)
     assert token([].append) != token([1].append)
+
+
+class Slotted(dict):
+    __slots__ = ("x",)
+
+    def __init__(self, x: int) -> None:
+        self.x = x
+
+
+class SlottedSet(set):
+    __slots__ = ("x",)
+
+    def __init__(self, x: int) -> None:
+        self.x = x
+
+
+def moment(hours: int, **more: Any) -> datetime.datetime:
+    zone = datetime.timezone(datetime.timedelta(hours=hours))
+    return datetime.datetime(2020, 1, 1, tzinfo=zone, **more)
+
+
+@pytest.mark.parametrize(
+    "pair",
+    [
+        lambda: (
+            moment(1),
+            moment(1).replace(tzinfo=zoneinfo.ZoneInfo("Europe/Berlin")),
+        ),
+        lambda: (datetime.datetime(2020, 1, 1), datetime.datetime(2020, 1, 1, fold=1)),
+        lambda: (collections.defaultdict(int, a=1), collections.defaultdict(str, a=1)),
+        lambda: (Slotted(1), Slotted(2)),
+        lambda: (SlottedSet(1), SlottedSet(2)),
+    ],
+    ids=["zone", "fold", "factory", "slots of a dict", "slots of a set"],
+)
+def test_what_equality_does_not_show_counts(pair):
+    one, other = pair()
+
+    assert one == other
+    assert fingerprint(one) != fingerprint(other)
+    assert fingerprint(one) == fingerprint(pair()[0])
+
+
+def test_times_of_pandas_are_told_apart_by_zone_and_unit():
+    pd = pytest.importorskip("pandas")
+    times = [
+        pd.Timestamp("2020-01-01", tz="Europe/Berlin"),
+        pd.Timestamp("2020-01-01", tz="Etc/GMT-1"),
+        pd.Timestamp("2020-01-01").as_unit("s"),
+        pd.Timestamp("2020-01-01").as_unit("ns"),
+    ]
+
+    assert len({fingerprint(time) for time in times}) == 4
+
+
+def test_a_column_that_may_have_gaps_is_another():
+    pa = pytest.importorskip("pyarrow")
+    strict = pa.schema([pa.field("a", pa.int64(), nullable=False)])
+
+    assert fingerprint(pa.table({"a": [1]}, schema=strict)) != fingerprint(
+        pa.table({"a": [1]})
+    )
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "def f(x): return dict({}=x)",
+        "def h(x, k=['{}']): return k\ndef f(x): return h(x)",
+        "def h(x, *, k={{'{}'}}): return k\ndef f(x): return h(x)",
+        "class A:\n def m(self): return '{}'\na = A()\ndef f(x): return a.m()",
+        "class M(type):\n def __call__(self): return '{}'\n"
+        "class A(metaclass=M): pass\ndef f(x): return A()",
+        "k = '{}'.upper\ndef f(x): return k()",
+        "k = slice('{}')\ndef f(x): return k",
+        "import operator\nk = operator.itemgetter('{}')\ndef f(x): return k(x)",
+        "import numpy\nk = numpy.str_('{}')\ndef f(x): return k",
+        "import numpy\nk = numpy.bool_('{}' == 'a')\ndef f(x): return k",
+        "import numpy\nk = numpy.dtype([('{}', 'i4')])\ndef f(x): return k",
+        "import functools\n@functools.singledispatch\ndef g(x): return 1\n"
+        "@g.register\ndef _(x: int): return '{}'\ndef f(x): return g(x)",
+        "class D:\n def __init__(self, g): self.g = g\n"
+        " def __call__(self, x): return self.g(x)\n"
+        "@D\ndef h(x): return '{}'\ndef f(x): return h(x)",
+    ],
+)
+def test_code_that_stands_in_odd_places_counts(text):
+    one, other, again = (
+        Code(define(text.format(each))["f"]).token for each in ("a", "b", "a")
+    )
+
+    assert one != other
+    assert one == again

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import cmath
 import functools
 import inspect
 import logging
 import os
 import pickle
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import Executor, Future
 from pathlib import Path
@@ -636,19 +638,27 @@ def test_one_entry_can_be_dropped(c):
         f.forget(1, older_than=3)
 
 
-def test_old_versions_are_forgotten_by_age(c):
-    text = "def f(x): return [x, {}] * 1000"
-    for n in (1, 2):
-        f = memoize(c)(define(text.format(n))["f"])
-        f(1)
-    old, new = f.keys()
-    c.flush()
-    os.utime(c.key_to_filename(old), (1000, 1000))
+@pytest.mark.parametrize("length", [1, 1000, 100_000], ids=["small", "packed", "file"])
+def test_old_versions_are_forgotten_by_age_wherever_they_were_moved(
+    chest_dir, monkeypatch, length
+):
+    text = "def f(x): return [x, {}] * {}"
+    now = time.time()
+    with Chest(chest_dir) as c:
+        for n, age in ((1, 7200), (2, 0)):
+            monkeypatch.setattr(time, "time", lambda age=age: now - age)
+            f = memoize(c)(define(text.format(n, length))["f"])
+            f(1)
+            c.compact()
+        old, new = f.keys()
+    with Chest(chest_dir) as c:
+        f = memoize(c)(f.__wrapped__)
 
-    assert f.forget(older_than=3600) == 1
-    assert [*f.keys()] == [new]
-    assert f.forget(older_than=0) == 1
-    assert len(c) == 0
+        assert f.forget(older_than=3 * 3600) == 0
+        assert f.forget(older_than=3600) == 1
+        assert [*f.keys()] == [new] != [old]
+        assert f.forget(older_than=0) == 1
+        assert len(c) == 0
 
 
 def test_call_computes_always(c):
@@ -801,3 +811,34 @@ def test_map_runs_where_it_is_told(c):
     assert list(chest.map(f, range(3), executor=Here(), progress=False)) == [0, 2, 4]
     assert f.cache_info()[:2] == (3, 0)  # they were computed by a copy
     chest.memo.pipeline._function.cache_clear()
+
+
+def test_complex_numbers_that_differ_in_the_sign_of_a_zero_are_other_calls(c):
+    @memoize(c)
+    def root(z: complex) -> complex:
+        return cmath.sqrt(z)
+
+    for _ in range(3):
+        assert root(complex(-1, 0.0)) == 1j
+    assert root(complex(-1, -0.0)) == -1j
+
+
+def test_a_result_of_another_kind_than_the_last_time_is_its_callers_alone(c):
+    results: list[Any] = [7, [1], ValueError("late")]
+
+    @memoize(c, on_error="cache")
+    def f(x: int) -> Any:
+        value = results.pop(0)
+        if isinstance(value, Exception):
+            raise value
+        return value
+
+    for _ in range(3):
+        assert f(1) == 7
+    f.call(1)
+    f(1).append(2)
+    assert f(1) == [1]
+    with pytest.raises(ValueError, match="late"):
+        f.call(1)
+    with pytest.raises(ValueError, match="late"):
+        f(1)

@@ -13,6 +13,7 @@ import pytest
 from chest import errors
 from chest.opening import open_tier
 from chest.settings import Settings
+from chest.small import SLOW_NBYTES
 from chest.spill import Job, SpillTier
 
 
@@ -55,11 +56,22 @@ def test_the_old_file_goes_after_the_new_record(
     put(tier, "x", 1)
     written = tier.encode(job("x", 2))
     with tier.exclusive():
-        replaced = tier.publish([written])
-        assert replaced == ["x"]
-        assert files(chest_dir) == {"x", "x~1"}
-    tier.delete(replaced)
-    assert files(chest_dir) == {"x~1"}
+        assert (chest_dir / "x").exists()
+        assert tier.publish([written]) == []
+        assert files(chest_dir) == {"x~1"}
+
+
+def test_a_large_file_loses_its_name_at_once_and_goes_when_the_lock_is_free(
+    tier: SpillTier, chest_dir: Path
+) -> None:
+    put(tier, "x", bytes(SLOW_NBYTES))
+    with tier.exclusive():
+        [aside] = tier.remove(["x"])
+    assert aside.startswith(".tmp-")
+    assert (chest_dir / aside).stat().st_size > SLOW_NBYTES
+    assert not (chest_dir / "x").exists()
+    tier.delete([aside])
+    assert files(chest_dir) == set()
 
 
 def test_what_was_not_published_leaves_no_file(
@@ -109,11 +121,12 @@ def test_removal_is_one_record_for_many_keys(tier: SpillTier, chest_dir: Path) -
         put(tier, key, key)
     lines = (chest_dir / ".keys").read_bytes().count(b"\n")
     with tier.exclusive():
-        names = tier.remove(["a", "c"])
-    assert names == ["a", "c"]
+        assert tier.remove(["a", "c"]) == []
+    assert files(chest_dir) == {"b"}
     assert list(tier.manifest.index.entries) == ["b"]
     with tier.exclusive():
-        assert tier.remove_all() == ["b"]
+        assert tier.remove_all() == []
+    assert files(chest_dir) == set()
     assert (chest_dir / ".keys").read_bytes().count(b"\n") == lines + 2
 
 
