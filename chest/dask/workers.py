@@ -460,7 +460,8 @@ def _process_limit(manager: WorkerMemoryManager) -> float:
     """Bytes of the process beyond which distributed has values spilled."""
     if not manager.memory_limit or manager.memory_spill_fraction is False:
         return float("inf")
-    return manager.memory_limit * manager.memory_spill_fraction
+    limit: float = manager.memory_limit * manager.memory_spill_fraction
+    return limit
 
 
 def dask_setup(worker: Worker) -> None:
