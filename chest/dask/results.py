@@ -10,6 +10,7 @@ that read what can change under its name; they are left alone.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import re
 import sys
@@ -90,9 +91,12 @@ class Shelf:
         try:
             self.chest[name] = value
             self.chest.move_to_disk(name)
-        except ChestError as error:
-            log.warning("%s is not kept: %s", short(name), error)
-            self.chest.pop(name, None)
+        except Exception as error:
+            # A value may raise anything when it is weighed or written, and the task that
+            # returned it has succeeded.
+            log.warning("%s is not kept: %s", short(name), error, exc_info=True)
+            with contextlib.suppress(ChestError):
+                self.chest.pop(name, None)
 
 
 _opened: weakref.WeakValueDictionary[str, Chest] = weakref.WeakValueDictionary()

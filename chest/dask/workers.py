@@ -15,7 +15,7 @@ import sys
 import time
 import weakref
 from collections import defaultdict
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from chest import errors, system
@@ -28,6 +28,7 @@ from chest.settings import DEFAULT_MEMORY, Settings
 if TYPE_CHECKING:
     from distributed.spill import SpilledSize
     from distributed.worker import Worker
+    from distributed.worker_memory import WorkerMemoryManager
 
 __all__ = ["SpillChest", "dask_setup"]
 
@@ -40,6 +41,7 @@ FULL = "Spill file on disk reached capacity; keeping data in memory"
 FAILED = "Spill to disk failed; keeping data in memory"
 GIVE_BACK_AFTER = 64 << 20  # bytes that left memory …
 GIVE_BACK_SHARE = 16  # … or this share of the budget, if that is less
+LOOK_SHARE = 16  # of the process's limit comes in between two looks; no budget is less
 
 
 class SpillChest(Chest):
@@ -62,6 +64,11 @@ class SpillChest(Chest):
         Who leaves memory first.
     mapped : {"copy", "r", False}
         Spilled arrays come back writable, on private pages; read-only; or read.
+    process_memory : int, float or str, optional
+        Bytes that the whole process may take, with all that is no value. Beyond them
+        values are spilled though the budget would take them. None: of the worker whose
+        data this is, ``distributed.worker.memory.spill`` of its memory limit; elsewhere,
+        as many as there are.
 
     See Also
     --------
@@ -72,6 +79,10 @@ class SpillChest(Chest):
     A value that a task, or anybody else on the worker, still refers to is not read again
     but taken back as it is. Freed memory is returned to the system when distributed finds
     that the process has too much of it.
+
+    The process is measured (40 µs) each time 1/16 of *process_memory* has come in, not
+    only in distributed's own intervals: within one of them more values can be mapped
+    than the process may take, and their pages come when a task touches them.
 
     What is in it is this worker's alone: nothing is published for others, and nothing is
     written when the worker ends.
@@ -99,6 +110,7 @@ class SpillChest(Chest):
         max_spill: float | str | None = None,
         policy: Any = "largest",
         mapped: str | bool = "copy",
+        process_memory: float | str | None = None,
     ) -> None:
         from distributed.metrics import context_meter
         from distributed.spill import SpilledSize
@@ -118,6 +130,11 @@ class SpillChest(Chest):
         self._refused: list[Exception] = []  # why the key that is being set stays
         self._stuck = False  # a value could not be spilled
         self._reported: set[Hashable] = set()
+        self._process_limit: float | None = None  # until the first value comes
+        if process_memory is not None:
+            self._process_limit = parse_bytes(process_memory, option="process_memory")
+        self._resident: Callable[[], int] = _resident
+        self._arrived = self._untouched = 0  # bytes since the process was measured
         path = worker_local_directory and os.path.join(worker_local_directory, FOLDER)
         super().__init__(
             path=path,
@@ -157,9 +174,13 @@ class SpillChest(Chest):
             super().__setitem__(key, value)
         finally:
             self._setting = NO_KEY
-        if not self._refused:
-            return
-        error = self._refused.pop()
+        if self._refused:
+            self._refuse_or_report(key, self._refused.pop())
+        slot = self._slots.get(key)
+        self._note_arrival(slot.nbytes if slot else 0)
+
+    def _refuse_or_report(self, key: Hashable, error: Exception) -> None:
+        """Forget a value that cannot be spilled and is too large to stay, or log it."""
         if self._slots[key].nbytes > self._memory.budget and not _is_of_disk(error):
             del self[key]
             msg = f"Failed to pickle {key!r}"
@@ -191,6 +212,7 @@ class SpillChest(Chest):
         value = super().__getitem__(key)
         nbytes = self._spill.loaded_bytes - before
         self._count_metric("disk-read", nbytes, time.perf_counter() - began)
+        self._note_arrival(nbytes, untouched=True)
         return value
 
     def __delitem__(self, key: Hashable) -> None:
@@ -246,20 +268,52 @@ class SpillChest(Chest):
             if self._stuck:
                 self._stuck = False
                 self._memory.retry()
-            while True:
-                victims = self._next_victims()
-                if not victims:
-                    return -1
-                self._evict(victims)
-                gone = [slot.nbytes for slot in victims if not slot.alive]
-                if gone:
-                    self._trim_heap()
-                    return sum(gone)
+            return self._evict_next()
         except Exception:  # distributed's monitor must go on, whatever happens
             log.exception(FAILED)
             return -1
 
     # -- steps -------------------------------------------------------------------------
+
+    def _evict_next(self) -> int:
+        """Let the next value go that can be spilled; its bytes, or -1."""
+        while True:
+            victims = self._next_victims()
+            if not victims:
+                return -1
+            self._evict(victims)
+            gone = [slot.nbytes for slot in victims if not slot.alive]
+            if gone:
+                self._trim_heap()
+                return sum(gone)
+
+    def _note_arrival(self, nbytes: int, *, untouched: bool = False) -> None:
+        """Count what came in; spill, once it is much, while the process is too large."""
+        if self._process_limit is None:
+            self._process_limit = self._find_limit()
+        self._arrived += nbytes
+        if untouched:  # mapped: its pages are in no figure yet
+            self._untouched += nbytes
+        if self._arrived < self._process_limit / LOOK_SHARE:
+            return
+        goal = self._process_limit - self._untouched
+        self._arrived = self._untouched = 0
+        if self._freed and self._resident() > goal:
+            self._freed = 0
+            system.give_back_memory()
+        while self._resident() > goal and self._evict_next() > 0:
+            pass
+
+    def _find_limit(self) -> float:
+        """What the worker says whose data this is."""
+        from distributed.worker import Worker
+
+        for worker in list(Worker._instances):
+            if worker.data is self:
+                # What distributed itself goes by; tests of it replace it.
+                self._resident = worker.monitor.get_process_memory
+                return _process_limit(worker.memory_manager)
+        return float("inf")
 
     def _next_victims(self) -> list[Slot]:
         """Who leaves next: one, or so many small ones that a pack is worth it."""
@@ -397,14 +451,29 @@ def _is_of_disk(error: Exception) -> bool:
     return not isinstance(error, errors.EncodingError | errors.KeyEncodingError)
 
 
+def _resident() -> int:
+    """Bytes that the process takes; mapped ones as well, as distributed counts them."""
+    return sum(system.real_memory())
+
+
+def _process_limit(manager: WorkerMemoryManager) -> float:
+    """Bytes of the process beyond which distributed has values spilled."""
+    if not manager.memory_limit or manager.memory_spill_fraction is False:
+        return float("inf")
+    limit: float = manager.memory_limit * manager.memory_spill_fraction
+    return limit
+
+
 def dask_setup(worker: Worker) -> None:
     """Give a worker that starts a `SpillChest`: dask calls this on a *preload*.
 
     With ``--preload chest.dask`` on the command line of ``dask worker``,
     ``preload="chest.dask"`` for a ``LocalCluster``, or for all of them the setting
     ``distributed.worker.preload``. The budget is ``distributed.worker.memory.target`` of
-    the worker's memory limit, and ``max-spill`` holds, as they are for distributed's own.
-    A worker without memory limit, or with ``data=`` of its own, keeps what it has.
+    the worker's memory limit; or, if that is less, what the process has left at its start
+    of ``distributed.worker.memory.spill``, but at least 1/16 of this. ``max-spill`` holds
+    as for distributed's own. A worker without memory limit, or with ``data=`` of its own,
+    keeps what it has.
 
     Parameters
     ----------
@@ -418,6 +487,9 @@ def dask_setup(worker: Worker) -> None:
         return
     share = manager.memory_target_fraction
     budget = int(manager.memory_limit * share) if share else sys.maxsize
+    limit = _process_limit(manager)
+    left = limit - worker.monitor.get_process_memory()
+    budget = int(min(budget, max(left, limit / LOOK_SHARE)))
     max_spill = None if manager.max_spill is False else manager.max_spill
     data = SpillChest(worker.local_directory, budget, max_spill)
     manager.data = worker.state.data = data

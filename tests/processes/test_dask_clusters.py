@@ -74,27 +74,64 @@ def test_a_worker_spills_into_a_chest_and_shows_it(cluster):
 
 def test_the_preload_gives_each_worker_its_own_budget(cluster):
     client = cluster(
-        n_workers=1, processes=False, memory_limit="100MB", preload="chest.dask"
+        n_workers=1, processes=False, memory_limit="4GB", preload="chest.dask"
     )
 
     (worker,) = client.cluster.workers.values()
 
     assert type(worker.data) is SpillChest is type(worker.state.data)
-    assert worker.data.available_memory == 60 * MB
+    assert worker.data.available_memory == 2400 * MB
     assert client.submit(sum, [1, 2]).result() == 3
     del worker
 
 
+def test_the_budget_is_what_the_process_has_left(cluster):
+    client = cluster(
+        n_workers=1, processes=False, memory_limit="10MB", preload="chest.dask"
+    )
+
+    (worker,) = client.cluster.workers.values()
+
+    # This process has more than 7 MB, so it is the least: a sixteenth of them.
+    assert worker.data.available_memory == 7 * MB // 16
+    del worker
+
+
+def test_a_chest_finds_the_limit_of_the_worker_whose_data_it_is(cluster):
+    options = {"available_memory": "1GB"}
+    client = cluster(
+        n_workers=1, processes=False, memory_limit="40MB", data=(SpillChest, options)
+    )
+    x = client.submit(np.ones, 4 * MB // 8)
+    wait(x)
+
+    (worker,) = client.cluster.workers.values()
+
+    assert list(worker.data.slow) == [x.key]  # this process has more than 28 MB
+    del worker, x
+
+
+GIVEN = {"data": (SpillChest, {"available_memory": "180MB"})}  # 60 %, as many have it
+
+
 @pytest.mark.slow
-def test_a_product_five_times_larger_than_the_memory_finishes(cluster):
-    client = cluster(n_workers=2, memory_limit="250MB", preload="chest.dask")
-    n = 17_760  # squared: 2.5 GB; blocks of 10.5 MB, of which memory takes many
-    x = (da.zeros((n, n), chunks=(n // 240, n)) + 1).persist()
+@pytest.mark.parametrize(
+    ("workers", "options"),
+    [(1, {"preload": "chest.dask"}), (2, {"preload": "chest.dask"}), (2, GIVEN)],
+    ids=["one", "two", "two-with-a-budget-that-is-too-large"],
+)
+def test_a_product_five_times_larger_than_the_memory_finishes(
+    cluster, workers, options
+):
+    limit = 300 * MB  # half of it is taken before there is any data
+    client = cluster(n_workers=workers, memory_limit=limit, **options)
+    n = int((5 * workers * limit / 8) ** 0.5)
+    x = (da.zeros((n, n), chunks=(12 * MB // 8 // n, n)) + 1).persist()
     wait(x)
 
     assert (x @ x.sum(axis=0)).sum().compute() == float(n) ** 3
     spilled = client.run(lambda dask_worker: dask_worker.data.spilled_total.disk)
-    assert sum(spilled.values()) > 1900 * MB
+    assert sum(spilled.values()) > 4 * workers * limit
 
 
 @pytest.mark.slow

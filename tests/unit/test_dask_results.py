@@ -143,6 +143,49 @@ def test_a_result_that_cannot_be_stored_does_not_end_the_run(chest_dir, caplog):
     assert "is not kept" in caplog.text
 
 
+class Unmeasurable:
+    """A value that raises an error of its own when it is weighed."""
+
+    def __chest_nbytes__(self):
+        raise ZeroDivisionError("not me")
+
+    def __getstate__(self):
+        raise ZeroDivisionError("not me")
+
+
+@pytest.mark.parametrize("way", ["results", "compute"])
+def test_whatever_a_value_raises_is_logged_and_the_task_succeeds(
+    chest_dir, caplog, way
+):
+    lazy = dask.delayed(Unmeasurable, pure=True)()
+
+    with Chest(chest_dir) as c:
+        if way == "results":
+            with Results(c, min_cost=0):
+                value = lazy.compute(scheduler="sync")
+        else:
+            (value,) = compute(lazy, store=c, scheduler="sync")
+        assert type(value) is Unmeasurable
+        assert len(c) == 0
+    assert "is not kept" in caplog.text
+    assert "not me" in caplog.text
+
+
+def test_an_error_that_is_no_chests_own_is_logged_as_well(
+    chest_dir, caplog, monkeypatch
+):
+    lazy = dask.delayed(lambda: 1, pure=True)()
+
+    def refuse(*_: object) -> None:
+        raise MemoryError("no room")
+
+    with Chest(chest_dir) as c, Results(c, min_cost=0):
+        monkeypatch.setattr(Chest, "move_to_disk", refuse)
+        assert lazy.compute(scheduler="sync") == 1
+        assert len(c) == 0
+    assert "MemoryError: no room" in caplog.text
+
+
 def test_an_error_of_a_task_is_raised_and_what_was_done_is_kept(chest_dir):
     one = dask.delayed(lambda: 1, pure=True)()
     bad = dask.delayed(lambda x: x / 0, pure=True)(one)

@@ -455,6 +455,72 @@ def test_memory_is_given_back_to_the_system_when_distributed_evicts(make, monkey
     assert calls == [1]
 
 
+# -- the process ----------------------------------------------------------------------
+
+
+@pytest.fixture
+def process(monkeypatch):
+    """A process whose size is what the test says, less what has left memory."""
+
+    class Process:
+        size = 0
+
+        def measure(self):
+            left = self.data.stats().spills * 100 * KB
+            return self.size - left, 0
+
+    process = Process()
+    monkeypatch.setattr("chest.system.real_memory", process.measure)
+    return process
+
+
+def test_a_process_that_is_too_large_spills_though_the_budget_would_do(make, process):
+    data = process.data = make(10_000 * KB, process_memory=1600 * KB)
+    for i in range(4):
+        data[i] = array_of(100 * KB, i)
+    assert not data.slow
+
+    process.size = 1750 * KB
+    data[4] = array_of(100 * KB, 4)
+
+    assert len(data.slow) == 2
+    assert data.memory_usage < 310 * KB
+
+
+def test_a_process_is_measured_once_a_sixteenth_of_its_limit_came_in(make, process):
+    data = process.data = make(10_000 * KB, process_memory=3200 * KB)
+    process.size = 3400 * KB
+
+    data["x"] = array_of(100 * KB)
+    assert not data.slow
+    data["y"] = array_of(100 * KB, 1)
+
+    assert set(data.slow) == {"x", "y"}
+
+
+def test_mapped_bytes_count_before_anybody_touches_them(make, process):
+    data = process.data = make(10_000 * KB, process_memory=32_000 * KB)
+    data["x"] = array_of(2000 * KB)
+    data["y"] = array_of(1000 * KB, 1)
+    data.evict()
+    assert placed(data) == ({"y"}, {"x"})
+    process.size = 30_150 * KB  # with all that is mapped it is 50 kB too large
+
+    assert data["x"].nbytes == 2000 * KB
+
+    assert len(data.slow) == 1
+
+
+def test_a_process_that_stays_too_large_ends_with_nothing_to_spill(make, process):
+    data = process.data = make(10_000 * KB, process_memory=1600 * KB)
+    process.size = 10**9
+
+    value = data["x"] = array_of(100 * KB)
+
+    assert placed(data) == (set(), {"x"})
+    assert data["x"] is value
+
+
 # -- its folder -----------------------------------------------------------------------
 
 
