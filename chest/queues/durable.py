@@ -502,7 +502,7 @@ class DurableQueue(Lending):
         """
         while True:
             with self._door as state:
-                records, at = [], state[h.TAIL]
+                records, at = list[Record](), state[h.TAIL]
                 while at != state[h.HEAD]:
                     try:
                         record = self._items.read(at, state[h.HEAD])
