@@ -18,6 +18,9 @@ from typing import Any
 
 __all__ = ["is_own", "is_own_module", "own_import", "own_imports"]
 
+# Where installers put packages, also those of an environment that this one looks into.
+PACKAGES = (f"{os.sep}site-packages{os.sep}", f"{os.sep}dist-packages{os.sep}")
+
 
 @functools.cache
 def _installed() -> tuple[str, ...]:
@@ -40,7 +43,8 @@ def is_own(file: str) -> bool:
     """
     if file.startswith("<"):
         return not file.startswith("<frozen ")
-    return not os.path.realpath(file).startswith(_installed())
+    real = os.path.realpath(file)
+    return not real.startswith(_installed()) and not any(p in real for p in PACKAGES)
 
 
 def is_own_module(name: str) -> bool:

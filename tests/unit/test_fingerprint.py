@@ -491,6 +491,12 @@ def test_what_is_installed_is_its_name():
     assert code("def f(): return dumps(1)", dumps=__import__("json").dumps)
 
 
+@pytest.mark.parametrize("folder", ["site-packages", "dist-packages"])
+def test_what_another_environment_has_installed_is_not_the_users(tmp_path, folder):
+    assert not is_own(str(tmp_path / folder / "package" / "__init__.py"))
+    assert is_own(str(tmp_path / f"my-{folder}" / "package" / "__init__.py"))
+
+
 def test_wrappers_are_looked_through():
     text = "def g(x): return x + {}\ng = wrap(g)\ndef f(x): return g(x)\n"
     for wrap in (functools.cache, staticmethod, functools.partial):
