@@ -14,6 +14,8 @@ import time
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from itertools import islice
 from numbers import Number
+from pickle import dumps
+from sys import getsizeof
 from typing import Any, NamedTuple, TypeVar
 
 from chest import errors, expiry, keys
@@ -24,6 +26,7 @@ from chest.index import AnyEntry, same
 from chest.ledger import generation
 from chest.memory import Options, Slot, Weight, weigh
 from chest.packing import INLINE_NBYTES
+from chest.packs import Packed
 from chest.records import Entry
 from chest.sizing import SCALARS
 from chest.spill import MOST_DRAFTS, Written
@@ -34,6 +37,7 @@ __all__ = ["Atomic"]
 MISSING: Any = object()
 ORDINARY_FORMATS = (None, "pickle")
 T = TypeVar("T")
+Allowed = Callable[[AnyEntry | None], bool]  # may the key's present entry be replaced?
 
 
 class _New(NamedTuple):
@@ -125,33 +129,38 @@ class Atomic(Bulk):
         ...     c.incr("visits"), c.incr("visits", 10), c.decr("visits")
         (1, 11, 10)
         """
-        with self._publishing():
-            entry = self._manifest.index.get(key)
+        lock = self._begin()
+        try:
+            old = self._manifest.index.get(key)
             try:
                 number = self._values[key]
             except KeyError:
-                if entry is not None:
+                if old is not None:
                     number = self._read(key)[0]
                 elif default is None:
                     raise
                 else:
                     number = default
-            if not isinstance(number, Number):
+            if type(number) is not int and not isinstance(number, Number):
                 msg = f"{short(key)} is a {type(number).__name__}, which has no sum"
                 raise TypeError(msg)
             total = number + delta
-            expires = None if entry is None else entry.expires
-            weight = weigh(total)
-            data = self._dumped(total, weight, None)
-            if data is not None and self._goes_to_log(entry):
-                self._publish_small(key, total, weight, data, entry, None, expires)
-                return total
-            new = self._encoded(key, total, expires=expires)
-            try:
-                replaced = self._accept([new])
-            finally:
-                self._spill.discard([new.written])
-        self._after(replaced)
+            expires = None if old is None else old.expires
+            weight, data = self._dumped(total, None)
+            if data is not None:
+                names = self._publish_small(
+                    key, total, weight, data, old, None, expires
+                )
+            else:
+                new = self._encoded(key, total, expires=expires)
+                try:
+                    names = self._accept([new])
+                finally:
+                    self._spill.discard([new.written])
+        finally:
+            self._end(lock)
+        if data is None or names:
+            self._after(names)
         return total
 
     def decr(self, key: Hashable, delta: Any = 1, default: Any = 0) -> Any:
@@ -181,8 +190,7 @@ class Atomic(Bulk):
         if self._has(key):
             return False
         expires = None if ttl is None else expiry.deadline(ttl)
-        new = self._encoded(key, value, expires=expires)
-        return self._put_if(new, lambda _: not self._has(key))
+        return self._put(key, value, None, expires, lambda _: not self._has(key))
 
     def pop(self, key: Hashable, default: Any = MISSING) -> Any:
         """Remove *key* and return its value; only one of several callers gets it."""
@@ -264,24 +272,30 @@ class Atomic(Bulk):
         value: Any,
         options: Options | None = None,
         expires: float | None = None,
-    ) -> None:
-        """Set *key* and publish it."""
-        weight = weigh(value)
-        data = self._dumped(value, weight, options)
-        if data is not None:
-            self._manifest.check_writable()
-            with self._publishing():
-                old = self._manifest.index.get(key)
-                if self._goes_to_log(old):
-                    self._publish_small(key, value, weight, data, old, options, expires)
-                    return
-        self._put_if(self._encoded(key, value, options, expires), lambda _: True)
+        allowed: Allowed | None = None,
+    ) -> bool:
+        """Set *key* and publish it, if its present entry is as it must be."""
+        weight, data = self._dumped(value, options)
+        if data is None:
+            return self._put_if(self._encoded(key, value, options, expires), allowed)
+        lock = self._begin()
+        try:
+            old = self._manifest.index.get(key)
+            if allowed is not None and not allowed(old):
+                return False
+            names = self._publish_small(key, value, weight, data, old, options, expires)
+        finally:
+            self._end(lock)
+        if names:
+            self._after(names)
+        return True
 
-    def _put_if(self, new: _New, allowed: Callable[[AnyEntry | None], bool]) -> bool:
+    def _put_if(self, new: _New, allowed: Allowed | None) -> bool:
         """Publish a value if the key's present entry is as it must be."""
         try:
             with self._publishing():
-                if not allowed(self._manifest.index.get(new.written.key)):
+                old = self._manifest.index.get(new.written.key)
+                if allowed is not None and not allowed(old):
                     return False
                 replaced = self._accept([new])
         finally:
@@ -370,20 +384,18 @@ class Atomic(Bulk):
     # -- steps -------------------------------------------------------------------------
 
     def _dumped(
-        self, value: Any, weight: Weight, options: Options | None
-    ) -> bytes | None:
-        """The pickle of a value that may lie in the log; None: it may not."""
-        if not self._packs or weight[0] > INLINE_NBYTES:
-            return None
-        if options is not None and options[0] not in ORDINARY_FORMATS:
-            return None
-        return self._spill.small(value)
-
-    def _goes_to_log(self, old: AnyEntry | None) -> bool:
-        """A small value in the place of *old* replaces no file and nothing in a pack."""
-        return (
-            old is None or old.value is not None
-        ) and not self._manifest.index.expired
+        self, value: Any, options: Options | None
+    ) -> tuple[Weight, bytes | None]:
+        """What a value weighs, and its pickle if it may lie in the log."""
+        scalar = type(value) in SCALARS
+        weight = (getsizeof(value), None) if scalar else weigh(value)
+        if (
+            not self._packs
+            or weight[0] > INLINE_NBYTES
+            or (options is not None and options[0] not in ORDINARY_FORMATS)
+        ):
+            return weight, None
+        return weight, dumps(value, 5) if scalar else self._spill.small(value)
 
     def _publish_small(
         self,
@@ -394,34 +406,66 @@ class Atomic(Bulk):
         old: AnyEntry | None,
         options: Options | None,
         expires: float | None,
-    ) -> None:
-        """Publish one value in the log. Locks held."""
+    ) -> Sequence[str]:
+        """Publish one value in the log, in the place of *old*. Locks held.
+
+        Returns names to delete once the locks are free.
+        """
         # `_encoded` and `_accept` for the usual case of counters and of small values
-        # that are published one by one, in a third of their time.
-        index, memory = self._manifest.index, self._memory
+        # that are published one by one, in a fifth of their time.
+        memory = self._memory
         slot = self._slots.get(key)
-        known = slot or old
         plain, buffers = weight
-        total = plain + sum(buffers.values()) if buffers else plain
+        size = len(data)
+        known = slot or old
         entry = Entry(
-            keys.encode(key),
-            known.birth if known else index.next_birth(),
-            size=len(data),
-            nbytes=total,
+            old.text if type(old) is Entry else keys.encode(key),
+            known.birth if known else self._manifest.index.next_birth(),
+            size=size,
+            nbytes=plain + sum(buffers.values()) if buffers else plain,
             value=data,
             expires=expires,
         )
         if options:
             entry.mapped = options[1]
-        self._manifest.append_one(key, entry)
-        self._spill.written += 1
-        self._spill.written_bytes += entry.size
+        replaced = self._replace(key, entry, old)
+        spill = self._spill
+        spill.written += 1
+        spill.written_bytes += size
+        if slot is not None:
+            if (
+                buffers is None
+                and slot.plain == plain
+                and slot.buffers is None
+                and not (slot.dirty or slot.options or options)
+            ):
+                # Neither value can change, they have one size, and nobody is writing the
+                # one that was there: a slot need not be made.
+                slot.entry = entry
+                self._values[key] = value
+                self._touch(key)
+                return replaced
+            if slot.dirty:
+                self._fresh.pop(key, None)
         slot = memory.put(key, value, entry.birth, plain, buffers, slot, options)
         slot.dirty, slot.entry = False, entry
-        if self._fresh:
-            self._fresh.pop(key, None)
         if memory.used > memory.budget:
             memory.drop(slot)  # it is written, so it goes before others have to
+        return replaced
+
+    def _replace(
+        self, key: Hashable, entry: Entry, old: AnyEntry | None
+    ) -> Sequence[str]:
+        """Publish that *entry* takes the place of *old*, in a record of its own.
+
+        Locks held. Returns names to delete once they are free.
+        """
+        index = self._manifest.index
+        gone = index.held(key) if index.expired else old
+        self._manifest.append_one(key, entry, old)
+        if gone is None or type(gone) is Packed or not gone.name:
+            return ()  # no file goes with it
+        return self._spill.retire([gone])
 
     def _encoded(
         self,
@@ -486,12 +530,39 @@ class Atomic(Bulk):
 
     def _take(self, key: Hashable, value: Any, entry: AnyEntry | None) -> bool:
         """Delete *key* if its value is still the one that was read."""
-        with self._publishing():
+        lock = self._begin()
+        try:
             if key in self._slots:
                 if entry is not None or self._values[key] is not value:
                     return False
             elif entry is None or not same(self._manifest.index.get(key), entry):
                 return False
-            _, names = self._delete([key])
-        self._spill.delete(names)
+            names = self._remove(key)
+        finally:
+            self._end(lock)
+        if names:
+            self._spill.delete(names)
         return True
+
+    def _remove(self, key: Hashable) -> Sequence[str]:
+        """Publish that *key* is gone. Locks held.
+
+        Returns names to delete once they are free.
+
+        Raises
+        ------
+        KeyError
+            It is not there.
+        """
+        slot, entry = self._slots.get(key), self._manifest.index.get(key)
+        names: Sequence[str] = ()
+        if entry is not None:
+            text = entry.text if type(entry) is Entry else keys.encode(key)
+            names = self._replace(key, Entry(text, gone="key"), entry)
+        elif slot is None:
+            raise KeyError(key)
+        if slot is not None:
+            if slot.dirty:
+                self._forget_fresh(key)
+            self._memory.drop(slot)
+        return names

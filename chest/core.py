@@ -325,17 +325,13 @@ class Chest(Arrays, Atomic, MutableMapping[Any, Any]):
 
     def __delitem__(self, key: Hashable) -> None:
         """Remove *key* for everyone, at once; its value is not read."""
-        with self._publishing():
-            slot = self._slots.get(key)
-            names: list[str] = []
-            if self._manifest.index.get(key) is not None:
-                names = self._spill.remove([key])
-            elif slot is None:
-                raise KeyError(key)
-            if slot is not None:
-                self._memory.drop(slot)
-            self._forget_fresh(key)
-        self._spill.delete(names)
+        lock = self._begin()
+        try:
+            names = self._remove(key)
+        finally:
+            self._end(lock)
+        if names:
+            self._spill.delete(names)
 
     def __contains__(self, key: Any) -> bool:
         """Whether *key* is there; O(1), nothing is read."""
@@ -592,9 +588,11 @@ class Chest(Arrays, Atomic, MutableMapping[Any, Any]):
         if getattr(self, "_closed", True):
             return
         if self._manifest.is_held_here():
-            # The collector came while this very thread holds the folder's lock through
-            # another handle: waiting for it would be waiting for oneself.
+            # The collector may have come while this very thread holds the folder's lock
+            # through another handle: waiting for it would be waiting for oneself.
             lifetime.postpone(self)
+            if not self._manifest.is_held_here():
+                lifetime.work_off()  # another thread did, and has just let go
         else:
             self.at_exit()
 

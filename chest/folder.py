@@ -91,10 +91,10 @@ class Folder:
     __slots__ = (
         "_fd",
         "_host_fd",
-        "_lock_fd",
         "_reserves",
         "file_mode",
         "folder_mode",
+        "lock_fd",
         "network",
         "path",
     )
@@ -108,11 +108,12 @@ class Folder:
     ) -> None:
         self.path = path
         self.file_mode, self.folder_mode = file_mode, folder_mode
-        self._fd = self._lock_fd = self._host_fd = -1
+        self._fd = self.lock_fd = self._host_fd = -1
         self._reserves: bool | None = None
         try:
             self._fd = system.open_directory(path)
             self.network = system.network(path, self.status())
+            self._choose_lock()
         except OSError as error:
             self.close()
             raise refused(error, path, "could not be opened") from error
@@ -393,25 +394,23 @@ class Folder:
 
     def lock(self, timeout: float | None = None) -> bool:
         """Take the lock between processes; False when *timeout* [s] went by."""
-        return system.lock(self._lockable(), timeout)
+        if self.lock_fd < 0:
+            self.lock_fd = self.open(LOCK, os.O_RDWR | os.O_CREAT)
+        return system.lock(self.lock_fd, timeout)
 
     def unlock(self) -> None:
         """Give the lock back."""
-        system.unlock(self._lockable())
+        system.unlock(self.lock_fd)
 
     def holder(self) -> str:
         """Who holds the lock, for a message."""
-        return system.holder(self._lockable())
+        return system.holder(self.lock_fd)
 
-    def _lockable(self) -> int:
-        """The descriptor that carries the lock."""
-        if not self.network:
-            return self._fd
-        # There the lock of a folder is this host's own; that of a file that is open for
-        # writing the server knows, where it knows any.
-        if self._lock_fd < 0:
-            self._lock_fd = self.open(LOCK, os.O_RDWR | os.O_CREAT)
-        return self._lock_fd
+    def _choose_lock(self) -> None:
+        """The folder's own descriptor carries the lock, where it may."""
+        # On network file systems it would be this host's own; that of a file that is
+        # open for writing the server knows, where it knows any. `lock` opens that.
+        self.lock_fd = -1 if self.network else self._fd
 
     def claim(self, timeout: float | None = None) -> None:
         """On a network file system, keep other hosts out as long as this is open.
@@ -460,18 +459,18 @@ class Folder:
         shared = self._fd
         self._fd = os.open(".", os.O_RDONLY | _BASE, dir_fd=shared)
         system.close(shared)
-        if self._lock_fd >= 0:
-            system.close(self._lock_fd)
-            self._lock_fd = -1
+        if self.network and self.lock_fd >= 0:
+            system.close(self.lock_fd)
+        self._choose_lock()
 
     def close(self) -> None:
         """Release the descriptor. Safe to call twice."""
+        if self.lock_fd not in (-1, self._fd):
+            system.close(self.lock_fd)
+        self.lock_fd = -1
         if self._fd >= 0:
             system.close(self._fd)
             self._fd = -1
-        if self._lock_fd >= 0:
-            system.close(self._lock_fd)
-            self._lock_fd = -1
         if self._host_fd >= 0:
             system.close(self._host_fd)
             self._host_fd = -1

@@ -78,8 +78,8 @@ class Index:
         What `expire` has ended and no record has yet.
     file_nbytes : int
         Bytes of the live values that have a file each.
-    since : int
-        How many entries were applied since the checkpoint.
+    noted : int
+        How many of them a checkpoint has.
     journal : list of key, or None
         Keys that changed, from when somebody put an empty list there; None again once it
         would be shorter to look at all keys.
@@ -92,7 +92,7 @@ class Index:
         rebuild: Callable[[], Index] | None = None,
     ) -> None:
         self.birth = birth
-        self.records = self.since = 0
+        self.records = self.noted = 0
         self.base: Base | None = None
         self.batches: list[Batch]
         self.inline: dict[Hashable, None]
@@ -109,7 +109,8 @@ class Index:
             return
         self.base = base
         self.get = self._get_both
-        self.last_birth, self.records = base.last_birth, base.about.records
+        self.last_birth = base.last_birth
+        self.records = self.noted = base.about.records
         self.file_nbytes = base.about.file_nbytes
         self.batches = [*base.batches]
         self.inline = {base.key(row): None for row in base.about.inline}
@@ -182,21 +183,37 @@ class Index:
 
     def apply(self, key: Hashable, entry: Entry) -> None:
         """Let one record change the live entries."""
+        self.change(key, entry, None if entry.gone == "all" else self.get(key))
+
+    def change(self, key: Hashable, entry: Entry, old: AnyEntry | None) -> None:
+        """`apply`, where *old* is known to be the live entry of *key*."""
         self.records += 1
-        self.since += 1
+        if self.journal is not None:
+            self.note([key])
+        if (
+            type(old) is Entry
+            and old.value is not None
+            and entry.value is not None
+            and old.birth == entry.birth
+            and old.expires is None
+            and entry.expires is None
+        ):
+            self.entries[key] = entry  # a small value in the place of another
+            return
         if entry.gone == "all":
             self._clear()
             return
-        if self.journal is not None:
-            self.note([key])
-        old = self.get(key)
         if old is not None:
             self._outdate(key, old)
         if self.expired:
             self.expired.pop(key, None)
         if entry.gone:
             self._remove(key, old)
-            return
+        else:
+            self._take(key, entry, old)
+
+    def _take(self, key: Hashable, entry: Entry, old: AnyEntry | None) -> None:
+        """Let *entry* live in the place of *old*, which is outdated already."""
         if entry.value is None:
             self.file_nbytes += entry.size
         elif entry.expires is None:
@@ -263,7 +280,6 @@ class Index:
         """Let the record of a batch change the live entries; *named* are its keys."""
         self.batches.append(batch)
         self.records += batch.record.count
-        self.since += batch.record.count
         entries = self.entries
         if self.journal is not None:
             self.note(named)

@@ -101,7 +101,7 @@ def encode(key: Any) -> Json:
     """
     kind = type(key)
     if kind is str:
-        return _encode_text(key)
+        return key if key.isascii() else _encode_text(key)
     if key is None or kind is bool:
         return key
     if kind is int:

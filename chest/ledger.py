@@ -200,6 +200,44 @@ class Ledger:
         """Hold both locks in a ``with`` block, with everything seen."""
         return Publishing(self)
 
+    def _begin(self) -> threading.RLock:
+        """Take both locks, with everything seen; `_end` must follow. May be nested.
+
+        Returns what `_end` needs: a fork meanwhile gives the child another lock.
+        """
+        lock = self.lock
+        lock.acquire()
+        try:
+            if self._closed:
+                self._refuse()
+            manifest = self._manifest
+            manifest.enter()
+            if (
+                manifest.changed
+                or manifest.reloaded
+                or manifest.index.due != expiry.NEVER
+            ):
+                try:
+                    self._absorb()
+                except BaseException:
+                    manifest.leave()
+                    raise
+        except BaseException:
+            lock.release()
+            raise
+        return lock
+
+    def _end(self, lock: threading.RLock) -> None:
+        """Let go of what `_begin` took."""
+        manifest = self._manifest
+        try:
+            self._seen = manifest.seen
+            if manifest.index.due != expiry.NEVER or self._word is not manifest.word:
+                self._watch()
+            manifest.leave()
+        finally:
+            lock.release()
+
     # -- order -------------------------------------------------------------------------
 
     def _birth(self, key: Hashable) -> int:
@@ -279,33 +317,10 @@ class Publishing:
         self._ledger = ledger
 
     def __enter__(self) -> None:
-        ledger = self._ledger
-        # Kept, because a fork within the block gives the child another one.
-        lock = self._lock = ledger.lock
-        lock.acquire()
-        try:
-            if ledger._closed:
-                ledger._refuse()
-            manifest = ledger._manifest
-            manifest.enter()
-            try:
-                news = manifest.changed or manifest.reloaded
-                if news or manifest.index.due != expiry.NEVER:
-                    ledger._absorb()
-            except BaseException:
-                manifest.leave()
-                raise
-        except BaseException:
-            lock.release()
-            raise
+        self._lock = self._ledger._begin()
 
     def __exit__(self, *exception: object) -> None:
-        ledger = self._ledger
-        try:
-            ledger._watch()
-            ledger._manifest.leave()
-        finally:
-            self._lock.release()
+        self._ledger._end(self._lock)
 
 
 class Changed:

@@ -13,7 +13,7 @@ import threading
 import weakref
 from typing import Protocol
 
-__all__ = ["Member", "forget", "postpone", "register", "work_off"]
+__all__ = ["Member", "forget", "postpone", "postponed", "register", "work_off"]
 
 FINALIZE_FIRST = 100  # multiprocessing runs finalizers of high priority first
 
@@ -39,7 +39,7 @@ _members: weakref.WeakValueDictionary[int, Member] = weakref.WeakValueDictionary
 # Reentrant: collecting garbage may close a chest in the middle of anything.
 _guard = threading.RLock()
 _held: list[Member] = []
-_postponed: list[Member] = []
+postponed: list[Member] = []  # what `work_off` has to do
 _installed = False
 
 
@@ -62,14 +62,14 @@ def register(member: Member) -> None:
 
 def postpone(member: Member) -> None:
     """Call *member*'s `at_exit` when this process next gives a folder's lock back."""
-    _postponed.append(member)
+    postponed.append(member)
 
 
 def work_off() -> None:
     """Call those that were postponed."""
-    while _postponed:
+    while postponed:
         try:
-            member = _postponed.pop()
+            member = postponed.pop()
         except IndexError:
             return  # another thread was quicker
         member.at_exit()

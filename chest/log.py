@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import os
-import threading
+import weakref
 from collections.abc import Sequence
 from typing import Any
 
 from chest import errors, folder, lifetime, system
 from chest.protocols import Buffer
 from chest.records import Entry, Header, Lines
+from chest.system import locks
 
 __all__ = ["NAME", "LogFile", "Polled", "Unmapped"]
 
@@ -22,11 +23,10 @@ NAME = ".keys"
 MOVED = b"--------"  # the word of a file that is no longer the manifest
 START = b"00000000"  # the word of a file that nothing was appended to
 IS_MOVED = int.from_bytes(MOVED, "little")
+_integer = int.from_bytes
 
-
-# Folders that are locked in this process, and the threads that hold them: of two handles
-# on one folder only one can.
-_holders: dict[tuple[int, int], int] = {}
+# Those of this process, by id.
+_open: weakref.WeakValueDictionary[int, LogFile] = weakref.WeakValueDictionary()
 
 
 class LogFile:
@@ -42,7 +42,14 @@ class LogFile:
     _lines: Lines
     _fd: int
     _position: int
+    _depth: int  # how often the lock was taken by this handle
     _identity: tuple[int, int]  # of the folder
+
+    def _register(self) -> None:
+        """Say which folder's lock this handle takes."""
+        status = self._home.status()
+        self._identity = status.st_dev, status.st_ino
+        _open[id(self)] = self
 
     def check_writable(self) -> None:
         """Raise ReadOnlyError in a chest that was opened with ``readonly=True``."""
@@ -85,10 +92,11 @@ class LogFile:
     def _announce(self) -> None:
         """Let pollers see that the log grew."""
         word = self.word
-        if not isinstance(word, Unmapped):
-            digits = b"%08x" % (self._position & 0xFFFFFFFF)
-            word[1] = int.from_bytes(digits, "little")
-        self.seen = word[1]
+        if type(word) is not memoryview:
+            self.seen = word[1]
+            return
+        digits = b"%08x" % (self._position & 0xFFFFFFFF)
+        word[1] = self.seen = _integer(digits, "little")
 
     def _map_word(self) -> Any:
         """The word of the open file, or what does its work where it cannot be shared."""
@@ -107,21 +115,28 @@ class LogFile:
             os.ftruncate(self._fd, end)
 
     def is_held_here(self) -> bool:
-        """Whether this thread holds the folder's lock, by this or another handle."""
-        return _holders.get(self._identity) == threading.get_ident()
-
-    def _forget_holder(self) -> None:
-        """No thread of this process holds the lock."""
-        _holders.pop(self._identity, None)
+        """Whether this process holds the folder's lock, by this or another handle."""
+        handles = [ref() for ref in _open.valuerefs()]
+        return any(
+            each._depth > 0 and each._identity == self._identity
+            for each in handles
+            if each is not None
+        )
 
     def _unlock(self) -> None:
         """Give the lock back, and work off what waited for it."""
-        self._forget_holder()
-        self._home.unlock()
-        lifetime.work_off()
+        self._depth = 0
+        locks.flock(self._home.lock_fd, locks.FREE)
+        if lifetime.postponed:
+            lifetime.work_off()
 
     def _lock(self) -> None:
+        """Take the lock between processes."""
         try:
+            if self.timeout is None and system.POSIX and self._home.lock_fd >= 0:
+                locks.flock(self._home.lock_fd, locks.EXCLUSIVE)
+                self._depth = 1
+                return
             got = self._home.lock(self.timeout)
         except OSError as error:
             raise self._refused(error, "could not be locked") from error
@@ -134,7 +149,7 @@ class LogFile:
                 msg,
                 path=self._home.path,
             )
-        _holders[self._identity] = threading.get_ident()
+        self._depth = 1
 
     def _refused(self, error: OSError, what: str) -> errors.StoreError:
         return folder.refused(error, self.path, what)

@@ -40,7 +40,7 @@ import msgspec
 
 from chest import errors, folder, keys, system
 from chest.base import INDEX, About, open_base, rows
-from chest.index import Index
+from chest.index import AnyEntry, Index
 from chest.log import IS_MOVED, MOVED, NAME, START, LogFile, Unmapped
 from chest.packs import Batch, Packs
 from chest.records import MAGIC, Entry, Header, Lines, Signer
@@ -53,6 +53,7 @@ SECTOR = 512  # bytes; a disk writes at least so many, or none
 log = logging.getLogger("chest")
 
 COMPACT_FROM = 1024  # records; a shorter log is not worth rewriting
+LOOK_EACH = 64  # publications; then a writer looks whether its log still has a name
 
 
 class Manifest(LogFile):
@@ -119,8 +120,7 @@ class Manifest(LogFile):
         self._position = self._generation = self._start = self._first = 0
         try:
             with folder.refusals(self.path, "could not be read"):
-                status = home.status()
-                self._identity = status.st_dev, status.st_ino
+                self._register()
                 self._open()
         except BaseException:
             self.close()
@@ -176,8 +176,16 @@ class Manifest(LogFile):
             self._depth += 1
             return
         self._lock()
-        self._depth = 1
         try:
+            # As mostly: nobody has said, or written, anything since. The file's end is
+            # asked for because a writer may have died between its record and its word.
+            if (
+                self.word[1] == self.seen
+                and os.lseek(self._fd, 0, os.SEEK_END) == self._position
+                and self._generation % LOOK_EACH
+                and not self._suspect
+            ):
+                return
             self._prepare_to_write()
         except BaseException as error:
             self.leave()
@@ -187,11 +195,11 @@ class Manifest(LogFile):
 
     def leave(self) -> None:
         """End what `enter` began."""
-        if not self._depth:
-            return  # in a child that was forked meanwhile: the lock is the parent's
-        self._depth -= 1
-        if not self._depth:
+        if self._depth > 1:
+            self._depth -= 1
+        elif self._depth:
             self._unlock()
+        # Else in a child that was forked meanwhile: the lock is the parent's.
 
     def append(
         self,
@@ -229,18 +237,19 @@ class Manifest(LogFile):
             self.index.apply(key, entry)
         if batch is not None:
             self.index.apply_batch(batch, named, dead_places(batch.record))
-        self._announce()
 
-    def append_one(self, key: Hashable, entry: Entry) -> None:
-        """`append` of one new entry."""
+    def append_one(self, key: Hashable, entry: Entry, old: AnyEntry | None) -> None:
+        """`append` of one entry in the place of *old*, the live one of *key*."""
+        # What is published one by one goes this way, so each call counts.
         number = self._generation + 1
         self._write(self._lines.line(entry, number))
-        self._generation = entry.generation = number
-        self.index.apply(key, entry)
-        self._announce()
+        self._generation = number
+        if not entry.generation:
+            entry.generation = number
+        self.index.change(key, entry, old)
 
     def _write(self, line: bytes) -> None:
-        """Write a record at the end of the log; or nothing of it is left."""
+        """Write a record at the end of the log, and say so; or nothing of it is left."""
         end = self._position
         try:
             system.pwrite_all(self._fd, line, end)
@@ -251,6 +260,7 @@ class Manifest(LogFile):
             self._suspect = self.sync
             raise self._refused(error, "could not be written to") from error
         self._position = end + len(line)
+        self._announce()
 
     @property
     def wasteful(self) -> bool:
@@ -283,7 +293,6 @@ class Manifest(LogFile):
         # flock belongs to the open file description, which parent and child share: the
         # child would keep the parent's lock alive, and release it under its feet.
         self._depth = 0
-        self._forget_holder()
         self._packs.after_fork()
         self._home.after_fork()
 
@@ -386,11 +395,11 @@ class Manifest(LogFile):
     @property
     def wants_checkpoint(self) -> bool:
         """Opening would read so much of the log that a checkpoint pays."""
-        index = self.index
+        since = self.index.records - self.index.noted
         return (
             self._lines.unsigned
-            and index.since >= CHECKPOINT_FROM
-            and index.since * CHECKPOINT_SHARE > len(index)
+            and since >= CHECKPOINT_FROM
+            and since * CHECKPOINT_SHARE > len(self.index)
         )
 
     def checkpoint(self) -> None:
@@ -423,7 +432,7 @@ class Manifest(LogFile):
         except errors.StoreError as error:
             log.info("no checkpoint was written: %s", error)
             return
-        index.since = 0
+        index.noted = index.records
 
     def _load_legacy(self) -> None:
         """Take over the ``.keys`` of chest 0.2.3: a dumped list of (key, name)."""

@@ -137,6 +137,7 @@ class Header(msgspec.Struct, omit_defaults=True):
     signed: bool = False
 
 
+_digest = xxhash.xxh3_64_hexdigest
 _encode = msgspec.json.Encoder().encode
 _decode_record = msgspec.json.Decoder(Entry | list[Entry]).decode
 _decode_header = msgspec.json.Decoder(Header).decode
@@ -172,7 +173,9 @@ class Lines:
     def line(self, record: Entry | list[Entry], number: int) -> bytes:
         """The line of the record that is the *number*-th of the log."""
         body = _encode(record)
-        return b"%s %s\n" % (self._check(body, number), body)
+        if self._sign is not None:
+            return b"%b %b\n" % (self._sign(body, number), body)
+        return b"%b %b\n" % (_digest(body, number).encode(), body)
 
     def read_first(self, line: bytes) -> Header:
         """What the first line says.
@@ -250,4 +253,4 @@ class Lines:
     def _check(self, body: bytes, number: int) -> bytes:
         if self._sign is not None:
             return self._sign(body, number)
-        return xxhash.xxh3_64_hexdigest(body, number).encode()
+        return _digest(body, number).encode()

@@ -115,8 +115,10 @@ def pwrite_all(fd: int, data: Buffer, offset: int) -> int:
     OSError
         The disk refused; an unknown part has been written.
     """
-    done = _pwrite(fd, data, offset)
-    rest = memoryview(data).cast("B")[done:] if done < len(data) else b""
+    done = os.pwrite(fd, data, offset) if POSIX else _pwrite(fd, data, offset)
+    if done == len(data):
+        return done
+    rest = memoryview(data).cast("B")[done:]
     while rest:
         offset += done
         done = _pwrite(fd, rest, offset)

@@ -68,7 +68,7 @@ def lock(fd: int, timeout: float | None = None) -> bool:
         The file system has no locks (``ENOLCK``, ``ENOSYS``), or a bad descriptor.
     """
     if timeout is None and POSIX:
-        _flock(fd, block=True)
+        flock(fd, EXCLUSIVE)
         return True
     deadline = None if timeout is None else time.monotonic() + timeout
     nap = 0.0005
@@ -90,7 +90,7 @@ def try_lock(fd: int) -> bool:
         As `lock`.
     """
     try:
-        _flock(fd, block=False)
+        flock(fd, EXCLUSIVE | AT_ONCE)
     except OSError as error:
         if error.errno in (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES):
             return False
@@ -107,8 +107,6 @@ def share(fd: int) -> None:
         As `lock`.
     """
     if sys.platform != "win32":
-        import fcntl
-
         fcntl.flock(fd, fcntl.LOCK_SH)
     else:
         lock(fd)  # Windows knows no other here
@@ -117,18 +115,22 @@ def share(fd: int) -> None:
 if sys.platform != "win32":
     import fcntl
 
-    def _flock(fd: int, *, block: bool) -> None:
-        """Lock by ``flock``."""
-        fcntl.flock(fd, fcntl.LOCK_EX if block else fcntl.LOCK_EX | fcntl.LOCK_NB)
+    EXCLUSIVE, AT_ONCE, FREE = fcntl.LOCK_EX, fcntl.LOCK_NB, fcntl.LOCK_UN
+    # The call itself, without a function around it: each publication makes two.
+    flock = fcntl.flock
 
     def unlock(fd: int) -> None:
         """Give the lock back; no error when it was not held."""
-        fcntl.flock(fd, fcntl.LOCK_UN)
+        flock(fd, FREE)
 
 else:
+    EXCLUSIVE, AT_ONCE, FREE = 2, 4, 8
 
-    def _flock(fd: int, *, block: bool) -> None:
-        """Lock the first byte; never blocks, `lock` polls."""
+    def flock(fd: int, operation: int) -> None:
+        """Lock the first byte, or give it back; never blocks, `lock` polls."""
+        if operation == FREE:
+            unlock(fd)
+            return
         import msvcrt
 
         os.lseek(fd, 0, os.SEEK_SET)

@@ -139,10 +139,10 @@ def test_two_processes_of_one_host_are_let_in(remote):
 def test_a_file_system_without_locks_is_an_error_with_a_way_out(
     remote, monkeypatch, number
 ):
-    def refuse(fd, *, block):
+    def refuse(fd, operation):
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(locks, "_flock", refuse)
+    monkeypatch.setattr(locks, "flock", refuse)
 
     with pytest.raises(errors.StoreError, match="option flock"):
         Chest(remote)

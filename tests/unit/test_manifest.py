@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 
 from chest import errors
 from chest.folder import Folder
-from chest.manifest import Manifest
+from chest.manifest import LOOK_EACH, Manifest
 from chest.packs import Packs
 from chest.records import Entry
 from chest.stores.local import LocalStore
@@ -236,3 +237,19 @@ def test_a_removed_manifest_is_told(opened: Open, chest_dir: Path) -> None:
     with pytest.raises(errors.DroppedError), manifest.exclusive():
         pass
     assert not (chest_dir / ".keys").exists()
+
+
+def test_a_folder_that_was_removed_by_hand_is_noticed(
+    opened: Open, chest_dir: Path
+) -> None:
+    """Nothing says so in the log itself, so a writer looks from time to time."""
+    manifest = opened()
+    put(manifest, "a")
+    shutil.rmtree(chest_dir)
+
+    def put_many() -> None:
+        for number in range(LOOK_EACH):
+            put(manifest, str(number))
+
+    with pytest.raises(errors.DroppedError):
+        put_many()
