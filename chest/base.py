@@ -35,6 +35,7 @@ AnyEntry = Entry | Packed
 PACKED = 1 << 63  # a place with this bit is a batch and a place in it
 LOW = (1 << 32) - 1
 LENGTH = 4  # bytes before each record in the heap
+PICKLED = b'"pickle"'  # in the text of a key that is pickled, or holds one
 ABSENT: tuple[int, None] = (-1, None)
 
 _digest = xxhash.xxh3_64_intdigest
@@ -56,8 +57,8 @@ class About(msgspec.Struct, omit_defaults=True):
         The last record it has seen, and where in the log that ends.
     birth, records, file_nbytes : int
         As in the `chest.index.Index` it was made from.
-    batches, dead : list
-        The records of the batches, and how many values of each are not live.
+    batches : list of Entry
+        The records of the batches, saying which values of each are not live.
     aside : list of int
         Rows of keys that are pickled: what is equal may have another hash.
     inline : list of int
@@ -77,7 +78,6 @@ class About(msgspec.Struct, omit_defaults=True):
     records: int
     file_nbytes: int
     batches: list[Entry] = []
-    dead: list[int] = []
     aside: list[int] = []
     inline: list[int] = []
     deadlines: list[float] = []
@@ -109,8 +109,9 @@ class Base:
         self._table = table
         self._load_key = load_key
         self.batches = [Batch(record, fetch=packs.block) for record in about.batches]
-        for batch, dead in zip(self.batches, about.dead, strict=True):
-            batch.dead = dead
+        for batch in self.batches:
+            if batch.record.dead:
+                batch.bury(batch.record.dead)
         self._aside = {self.key(row): row for row in about.aside}
 
     def __len__(self) -> int:
@@ -182,9 +183,12 @@ class Base:
 
     def alone(self) -> Iterator[tuple[int, Entry]]:
         """The rows that are in no batch, and their entries."""
-        for row, place in enumerate(self._table.places()):
-            if not place & PACKED:
-                yield row, self._record(place)
+        import numpy as np
+
+        places = np.frombuffer(self._table.places(), np.uint64)
+        found = np.flatnonzero(places < np.uint64(PACKED))
+        for row, place in zip(found.tolist(), places[found].tolist(), strict=True):
+            yield row, self._record(place)
 
     def _record(self, place: int) -> Entry:
         length = int.from_bytes(self._table.heap(place, LENGTH), "little")
@@ -228,7 +232,7 @@ def open_base(
 
 def rows(
     alone: Sequence[tuple[Hashable, Entry]],
-    live: Iterable[tuple[Batch, Sequence[int] | None]],
+    live: Iterable[tuple[Batch, bytes]],
     about: About,
 ) -> Iterator[Buffer]:
     """The file of a checkpoint.
@@ -237,66 +241,81 @@ def rows(
     ----------
     alone : sequence of (key, Entry)
         Those in no batch.
-    live : iterable of (Batch, places)
-        The live places of each batch; None: all.
+    live : iterable of (Batch, bits)
+        Each batch, and which of its values are not live, as in `Batch.gone`.
     about : About
         What to say of the log; the batches and rows are filled in.
     """
     import numpy as np
 
     heap: list[bytes] = []
-    hashes: list[Any] = []
-    births: list[Any] = []
-    places: list[Any] = []
-    odd: list[tuple[int, bool]] = []  # (unsorted row, is it an inline value)
-    due: list[tuple[float, int]] = []  # (deadline, unsorted row)
-    batches: list[Batch] = []
+    columns: list[tuple[Any, Any, Any]] = []  # hashes, births, places
+    aside: list[int] = []  # unsorted rows, as all that follow
+    inline: list[int] = []
+    due: list[tuple[float, int]] = []
     count = 0
-    for batch, some in live:
-        texts, born = batch.texts(), np.array(batch.births(), np.int64)
-        where = np.arange(len(texts), dtype=np.uint64)
-        if some is not None:
-            where = np.array(sorted(some), np.uint64)
-            texts, born = [texts[place] for place in where], born[where.astype(np.intp)]
-        if batch.mentions(b'"pickle"'):
-            odd += ((count + n, False) for n, t in enumerate(texts) if b'"pickle"' in t)
-        hashes.append(np.array(_hashes(texts), np.uint64))
-        births.append(born)
-        places.append(where | np.uint64(PACKED | len(batches) << 32))
-        batches.append(batch)
-        count += len(texts)
+    for batch, gone in live:
+        column, odd = _rows_of(batch.passing(), gone, len(about.batches))
+        aside += [count + row for row in odd]
+        columns.append(column)
+        about.batches.append(msgspec.structs.replace(batch.record, dead=gone or None))
+        count += len(column[0])
+    single: list[tuple[int, int, int]] = []
     at = 0
-    for key, entry in alone:
+    for row, (key, entry) in enumerate(alone, count):
         record = _encode(entry)
         heap += [len(record).to_bytes(LENGTH, "little"), record]
-        hashes.append(np.array([_digest(_canonical(key))], np.uint64))
-        births.append(np.array([entry.birth], np.int64))
-        places.append(np.array([at], np.uint64))
+        single.append((_digest(_canonical(key)), entry.birth, at))
         at += LENGTH + len(record)
-        if b'"pickle"' in keys.text(key).encode():
-            odd.append((count, False))
+        if PICKLED in record:
+            aside.append(row)
         if entry.expires is not None:
-            due.append((entry.expires, count))
+            due.append((entry.expires, row))
         elif entry.value is not None:
-            odd.append((count, True))
-        count += 1
-    column = np.concatenate([np.empty(0, np.int64), *births])
-    about.lowest = int(column.min(initial=0))
-    order = np.argsort(column, kind="stable")
-    rank = np.argsort(order, kind="stable")
-    about.batches = [batch.record for batch in batches]
-    about.dead = [batch.dead for batch in batches]
-    about.aside = sorted({int(rank[row]) for row, inline in odd if not inline})
-    about.deadlines = [deadline for deadline, _ in sorted(due)]
-    about.expiring = [int(rank[row]) for _, row in sorted(due)]
-    about.inline = sorted(int(rank[row]) for row, inline in odd if inline)
+            inline.append(row)
+    alone_columns = zip(*single, strict=True) if single else ((), (), ())
+    columns.append((*alone_columns,))
+    born = np.concatenate([np.array(each[1], np.int64) for each in columns])
+    about.lowest = int(born.min(initial=0))
+    order = np.argsort(born, kind="stable")
+    rank = np.empty(len(order), np.int64)
+    rank[order] = np.arange(len(order))
+    due.sort()
+    about.aside = sorted(rank[aside].tolist()) if aside else []
+    about.inline = sorted(rank[inline].tolist()) if inline else []
+    about.deadlines = [deadline for deadline, _ in due]
+    about.expiring = rank[[row for _, row in due]].tolist() if due else []
+    hashes, places = (
+        np.concatenate([np.array(each[name], np.uint64) for each in columns])
+        for name in (0, 2)
+    )
     return lines(
         about=_encode(about),
-        hashes=np.concatenate([np.empty(0, np.uint64), *hashes])[order],
-        births=(column[order] - about.lowest).astype(np.uint64),
-        places=np.concatenate([np.empty(0, np.uint64), *places])[order],
+        hashes=hashes[order],
+        births=(born[order] - about.lowest).astype(np.uint64),
+        places=places[order],
         heap=heap,
     )
+
+
+def _rows_of(
+    batch: Batch, gone: bytes, number: int
+) -> tuple[tuple[Any, Any, Any], list[int]]:
+    """Hashes, births and places of a batch's live values, and which keys are pickled."""
+    import numpy as np
+
+    texts, born = batch.texts(), np.array(batch.births(), np.int64)
+    where = np.arange(len(texts), dtype=np.uint64)
+    if gone:
+        bits = np.unpackbits(np.frombuffer(gone, np.uint8), bitorder="little")
+        where = where[bits[: len(texts)] == 0]
+        texts = [texts[place] for place in where.tolist()]
+        born = born[where.astype(np.intp)]
+    odd: list[int] = []
+    if batch.mentions(PICKLED):
+        odd = [row for row, text in enumerate(texts) if PICKLED in text]
+    hashes = np.array(_hashes(texts), np.uint64)
+    return (hashes, born, where | np.uint64(PACKED | number << 32)), odd
 
 
 def _hashes(texts: Iterable[bytes]) -> list[int]:

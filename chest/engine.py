@@ -417,8 +417,7 @@ class Engine(Packing):
         if self._manifest.wasteful or self._poor_packs() - self._unmoved:
             self._compact()
         elif not keep and self._manifest.wants_checkpoint:
-            with self._publishing():
-                self._manifest.checkpoint()
+            self._checkpoint()
 
     def _raise_first(self, failed: Sequence[tuple[Slot, Exception]]) -> None:
         if failed:

@@ -15,7 +15,7 @@ import os
 import secrets
 import shutil
 import stat
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from chest import errors, system
 from chest.protocols import Buffer
@@ -32,6 +32,7 @@ __all__ = [
     "SEAL",
     "TEMPORARY",
     "VALUE",
+    "Aside",
     "Folder",
     "refusals",
     "refused",
@@ -187,21 +188,11 @@ class Folder:
         OSError
             The disk refused; what had the name before still has it.
         """
-        fd, temporary = self.create_temporary()
+        aside = Aside(self, pieces)
         try:
-            system.write_all(fd, pieces)
-            if sync:
-                system.sync_file(fd)
-            else:
-                system.flush_file(fd)
-            self.rename(temporary, name)
-        except BaseException:
-            self.unlink(temporary, missing_ok=True)
-            raise
+            aside.place(name, sync=sync)
         finally:
-            system.close(fd)
-        if sync:
-            self.sync()
+            aside.discard()
 
     def create_folder(self) -> tuple[int, str]:
         """A new temporary folder, open and locked by its descriptor, and its name."""
@@ -505,6 +496,71 @@ class Folder:
                 system.close(opened)
             raise
         return at, last, opened
+
+
+class Aside:
+    """A file that is written under a temporary name until it takes another's place.
+
+    Parameters
+    ----------
+    home : Folder
+    pieces : iterable of bytes-like
+        What it begins with.
+
+    Raises
+    ------
+    OSError
+        The disk refused; nothing is left.
+
+    Attributes
+    ----------
+    placed : bool
+        It has its name.
+    """
+
+    __slots__ = ("_fd", "_home", "_name", "placed")
+
+    def __init__(self, home: Folder, pieces: Iterable[Buffer]) -> None:
+        self._home = home
+        self.placed = False
+        self._fd, self._name = home.create_temporary()
+        try:
+            if isinstance(pieces, Sequence):
+                self.write(pieces)
+            else:
+                for piece in pieces:
+                    self.write([piece])
+        except BaseException:
+            self.discard()
+            raise
+
+    def write(self, pieces: Sequence[Buffer]) -> None:
+        """Append to it."""
+        system.write_all(self._fd, pieces)
+
+    def place(self, name: str, *, sync: bool) -> None:
+        """Give it its name, replacing what has it; with *sync* wait for the disk."""
+        if sync:
+            system.sync_file(self._fd)
+        else:
+            system.flush_file(self._fd)
+        self._home.rename(self._name, name)
+        self.placed = True
+        fd, self._fd = self._fd, -1
+        system.close(fd)
+        if sync:
+            self._home.sync()
+
+    def discard(self) -> None:
+        """Remove it, unless it has its name. Safe to call twice."""
+        if self._fd >= 0:
+            fd, self._fd = self._fd, -1
+            try:
+                # One that cannot be removed is left to the sweep.
+                with contextlib.suppress(OSError):
+                    self._home.unlink(self._name, missing_ok=True)
+            finally:
+                system.close(fd)
 
 
 @contextlib.contextmanager

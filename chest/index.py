@@ -21,7 +21,7 @@ from chest.expiry import NEVER
 from chest.packs import Batch, Packed
 from chest.records import Entry
 
-__all__ = ["AnyEntry", "Index", "same", "unchanged"]
+__all__ = ["LOST", "AnyEntry", "Index", "same", "unchanged"]
 
 MISSING: Any = object()
 MOST_DEADLINES = 1024  # more than twice the keys; those that hold no more are dropped
@@ -76,6 +76,8 @@ class Index:
         The next deadline of an entry [Unix time]; infinity: there is none.
     expired : dict of key to entry
         What `expire` has ended and no record has yet.
+    hidden : set of int
+        Rows of the base whose key is gone, or born anew.
     file_nbytes : int
         Bytes of the live values that have a file each.
     noted : int
@@ -133,9 +135,7 @@ class Index:
         self.due = NEVER
         self._deadlines = []
         self.expired.clear()
-        self._hidden: set[int] = (
-            set()
-        )  # rows of the base whose key is gone or born anew
+        self.hidden: set[int] = set()
         self._count = 0  # of live keys, where there is a base
         self._in_order = True
         # The key last asked of the base, its row, its entry: who reads a value, or
@@ -271,7 +271,7 @@ class Index:
         try:
             return self.base.key(row)
         except LOST:
-            self._lose_base()
+            self.lose_base()
             return None  # whose deadline it was is in the heap anew
 
     def apply_batch(
@@ -297,7 +297,7 @@ class Index:
             return
         for place, key in enumerate(named):
             if place in dead:
-                batch.dead += 1
+                batch.kill(place)
                 continue
             old = self.get(key)
             if old is not None:
@@ -315,40 +315,24 @@ class Index:
         """Bytes of all packed values, live or not. O(batches)."""
         return sum(batch.nbytes for batch in self.batches)
 
-    def live(self) -> dict[Batch, list[tuple[int, Hashable]]]:
-        """(place, key) of the live values of each batch. O(keys)."""
-        found: dict[Batch, list[tuple[int, Hashable]]] = {}
-        for key, entry in self.ordered().items():
-            if type(entry) is Packed:
-                found.setdefault(entry.batch, []).append((entry.place, key))
-        return found
-
-    def alone(self) -> list[tuple[Hashable, Entry]]:
-        """The live entries that are in no batch, in order. O(keys)."""
-        return [
-            (key, entry)
-            for key, entry in self.ordered().items()
-            if type(entry) is Entry
-        ]
-
     def names(self) -> set[str]:
-        """Every file that the live entries may need. O(keys), without a look at packs."""
+        """Every file that the live entries may need. O(keys in no batch)."""
         names = {entry.name for entry in self.filed()}
         names.update(batch.name for batch in self.batches)
         names.discard("")
         return names
 
     def filed(self) -> list[AnyEntry]:
-        """The entries in no batch, and all that expired. O(keys), without packs' keys."""
+        """The entries in no batch, and all that expired. O(them)."""
         found: list[AnyEntry] = [
             entry for entry in [*self.entries.values()] if type(entry) is Entry
         ]
         found += self.expired.values()
         if self.base is not None:
             try:
-                found += (e for row, e in self.base.alone() if row not in self._hidden)
+                found += (e for row, e in self.base.alone() if row not in self.hidden)
             except LOST:
-                self._lose_base()
+                self.lose_base()
                 return self.filed()
         return found
 
@@ -366,7 +350,7 @@ class Index:
         try:
             row, entry = base.find(key)
         except LOST:
-            self._lose_base()
+            self.lose_base()
             return self.get(key)
         self._latest = key, row, entry
         return entry
@@ -377,10 +361,10 @@ class Index:
             return -1
         latest = self._latest
         row = latest[1] if latest[0] is key else self.base.find(key)[0]
-        return -1 if row in self._hidden else row
+        return -1 if row in self.hidden else row
 
     def _ordered_both(self) -> dict[Hashable, AnyEntry]:
-        base, hidden, entries = self.base, self._hidden, self.entries
+        base, hidden, entries = self.base, self.hidden, self.entries
         assert base is not None
         try:
             found: dict[Hashable, AnyEntry] = {}
@@ -388,14 +372,21 @@ class Index:
                 if row not in hidden:
                     found[key] = entries.get(key) or base.entry(row)
         except LOST:
-            self._lose_base()
+            self.lose_base()
             return self.ordered()
         for key, entry in entries.items():
             if entry is not None and key not in found:
                 found[key] = entry
         return found if self._in_order else _by_birth(found)
 
-    def _lose_base(self) -> None:
+    def succeed(self, other: Index, *, same_log: bool) -> None:
+        """Go on where *other* was, which was read from the same log, or its elder."""
+        self.expire(other._ended)
+        if same_log:  # else they have no record any more that has to be ended
+            self.expired = {**other.expired, **self.expired}
+        self.journal = other.journal
+
+    def lose_base(self) -> None:
         """Go on without a checkpoint that is damaged: read the log instead."""
         assert self._rebuild is not None
         fresh = self._rebuild()
@@ -423,7 +414,7 @@ class Index:
                 self._count += 1
             row = self._row(key)
             if row >= 0 and not kept:
-                self._hidden.add(row)
+                self.hidden.add(row)
             if old is None:
                 self.entries.pop(key, None)  # a key that is born anew stands last
         if old is not None and not kept:
@@ -440,7 +431,7 @@ class Index:
     def _remove(self, key: Hashable, old: AnyEntry | None) -> None:
         row = self._row(key)
         if row >= 0:
-            self._hidden.add(row)
+            self.hidden.add(row)
             self.entries[key] = None
         elif self.base is not None and old is not None:
             self.entries[key] = None
@@ -452,7 +443,7 @@ class Index:
     def _outdate(self, key: Hashable, old: AnyEntry) -> None:
         """An entry is replaced or deleted."""
         if type(old) is Packed:
-            old.batch.dead += 1
+            old.batch.kill(old.place)
         elif old.value is not None:
             self.inline.pop(key, None)
         else:

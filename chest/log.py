@@ -9,12 +9,10 @@ from __future__ import annotations
 import contextlib
 import os
 import weakref
-from collections.abc import Sequence
 from typing import Any
 
 from chest import errors, folder, lifetime, system
-from chest.protocols import Buffer
-from chest.records import Entry, Header, Lines
+from chest.records import Header, Lines
 from chest.system import locks
 
 __all__ = ["NAME", "LogFile", "Polled", "Unmapped"]
@@ -72,22 +70,11 @@ class LogFile:
         msg = f"{self._home.path} was dropped by another process"
         return errors.DroppedError(msg, path=self._home.path)
 
-    def _write_file(self, header: Header, entries: list[Entry], word: bytes) -> None:
-        """Write a whole manifest aside and rename it into place."""
-        first = header.generation + 1
-        lines = [
-            self._lines.line(entry, number)
-            for number, entry in enumerate(entries, first)
-        ]
-        self._write_aside(NAME, [self._lines.first(header, word), *lines])
-
-    def _write_aside(self, name: str, pieces: Sequence[Buffer]) -> None:
-        """Write a file under a temporary name and rename it into place."""
-        try:
-            self._home.write_aside(name, pieces, sync=self.sync)
-        except OSError as error:
-            path = self._home.join(name)
-            raise folder.refused(error, path, "could not be written anew") from error
+    def _write_first(self, header: Header) -> None:
+        """Write a manifest without records aside and rename it into place."""
+        first = self._lines.first(header, START)
+        with folder.refusals(self.path, "could not be written anew"):
+            self._home.write_aside(NAME, [first], sync=self.sync)
 
     def _announce(self) -> None:
         """Let pollers see that the log grew."""

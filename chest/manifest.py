@@ -33,21 +33,19 @@ import logging
 import os
 import re
 import secrets
-from collections.abc import Callable, Collection, Hashable, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
 from contextlib import AbstractContextManager
 
-import msgspec
-
 from chest import errors, folder, keys, system
-from chest.base import INDEX, About, open_base, rows
+from chest.base import INDEX, open_base
 from chest.index import AnyEntry, Index
-from chest.log import IS_MOVED, MOVED, NAME, START, LogFile, Unmapped
+from chest.log import IS_MOVED, MOVED, NAME, LogFile, Unmapped
 from chest.packs import Batch, Packs
 from chest.records import MAGIC, Entry, Header, Lines, Signer
+from chest.rewrite import Rewrite, Source, starts_checkpoint
 
 __all__ = ["Manifest", "dead_bits", "dead_places"]
 
-CHECKPOINT_FROM = 16384  # entries; below, reading the log takes 10 ms at most
 CHECKPOINT_SHARE = 8  # a checkpoint is written when 1/8 of the entries are newer
 SECTOR = 512  # bytes; a disk writes at least so many, or none
 log = logging.getLogger("chest")
@@ -104,7 +102,7 @@ class Manifest(LogFile):
         self.readonly = readonly
         self.sync = sync
         self.timeout = timeout
-        self._load_key = load_key
+        self.load_key = load_key
         self._lines = Lines(self.path, sign)
         self._legacy = legacy
         self._legacy_format = legacy_format
@@ -118,6 +116,7 @@ class Manifest(LogFile):
         self.id = ""
         self.seen = 0
         self._position = self._generation = self._start = self._first = 0
+        self._opening = 0  # how often the log was opened
         try:
             with folder.refusals(self.path, "could not be read"):
                 self._register()
@@ -267,17 +266,83 @@ class Manifest(LogFile):
         """The log holds more than twice as many records as live entries."""
         return self.index.records > COMPACT_FROM + 2 * len(self.index)
 
-    def compact(self) -> None:
-        """Rewrite the log with the live entries only, in order of birth.
+    @property
+    def wants_checkpoint(self) -> bool:
+        """Opening would read so much of the log that a checkpoint pays."""
+        since = self.index.records - self.index.noted
+        return (
+            self._lines.unsigned
+            and starts_checkpoint(since)
+            and since * CHECKPOINT_SHARE > len(self.index)
+        )
 
-        Must be called within `exclusive`. Readers go on with the old file until they see
-        its word; a crash at any point leaves one of the two. O(n).
+    def rewrite(self) -> Rewrite:
+        """What the log comes to now, to be written anew; within `exclusive`.
+
+        O(what is newer than the checkpoint), for a copy.
         """
-        index = self.index
-        alone = [entry for _, entry in index.alone()]
-        self._replace(self._generation, [*_batch_records(index), *alone])
-        if len(self.index) >= CHECKPOINT_FROM and self._lines.unsigned:
-            self.checkpoint()
+        source = Source(
+            self.id, self._first, self._generation, self._position, self._opening
+        )
+        return Rewrite(self._home, self._lines, self.index, source, self.load_key)
+
+    def take(self, rewrite: Rewrite) -> bool:
+        """Go on with what `rewrite` began and somebody wrote; within `exclusive`.
+
+        False, and nothing happens, when another log has taken this one's place since.
+        Readers go on with the old file until they see its word; a crash at any point
+        leaves one of the two. O(what was published since).
+
+        Raises
+        ------
+        StoreError
+            The disk refused; the log in use is as it was.
+        """
+        if rewrite.source.opening != self._opening:
+            return False
+        if rewrite.has_log:
+            for entries in self._read_since(rewrite.source):
+                rewrite.append(entries)
+            self._set_word(MOVED)  # before the rename: nobody may miss it (M4)
+        try:
+            rewrite.place(sync=self.sync)
+        except BaseException:
+            if not rewrite.placed:
+                self._announce()
+            raise
+        before, changed, reloaded = self.index, {*self.changed}, self.reloaded
+        with folder.refusals(self.path, "could not be read"):
+            self._open()
+        self.changed, self.reloaded = changed, reloaded
+        self.index.succeed(before, same_log=not rewrite.has_log)
+        return True
+
+    def _read_since(self, source: Source) -> Iterator[list[Entry]]:
+        """The records that the log got since; each entry with its generation."""
+        offset, number = source.position, source.generation
+        with folder.refusals(self.path, "could not be read"):
+            data = system.read_all(self._fd, offset, self._position - offset)
+        for line in data.split(b"\n")[:-1]:
+            number += 1
+            entries = self._lines.read(line, number, offset)
+            if entries is None:
+                raise self._lines.corrupt(offset, f"record {number} is damaged")
+            for entry in entries:
+                entry.generation = entry.generation or number
+            offset += len(line) + 1
+            yield entries
+
+    def compact(self) -> None:
+        """Rewrite the log with the live entries only, in order of birth; all at once.
+
+        Must be called within `exclusive`. O(keys).
+        """
+        rewrite = self.rewrite()
+        try:
+            rewrite.write(log=True)
+            self.take(rewrite)
+        finally:
+            rewrite.discard()
 
     def close(self) -> None:
         """Release the descriptors. Safe to call twice."""
@@ -315,6 +380,7 @@ class Manifest(LogFile):
             raise self._refused(error, "could not be opened") from error
         before = self._fd, self.word, self.index, self._generation, self._position
         self._fd = fd
+        self._opening += 1
         try:
             self._load()
         except BaseException as error:
@@ -337,7 +403,7 @@ class Manifest(LogFile):
         try:
             # Two processes open a new chest: the second waited here for the first.
             if self._home.stat(NAME) is None:
-                self._write_file(Header(secrets.token_hex(8)), [], START)
+                self._write_first(Header(secrets.token_hex(8)))
         finally:
             self._unlock()
 
@@ -370,7 +436,7 @@ class Manifest(LogFile):
         """Begin with what a checkpoint of this very log has seen, if there is one."""
         size = os.fstat(self._fd).st_size
         base = open_base(
-            self._home, self._packs, self._load_key, (self.id, self._first), size
+            self._home, self._packs, self.load_key, (self.id, self._first), size
         )
         if base is not None:
             about = base.about
@@ -382,7 +448,7 @@ class Manifest(LogFile):
         """The index made from the log alone: the checkpoint is damaged."""
         log.info("%s is damaged; the log is read instead", self._home.join(INDEX))
         lost, shown = self._growing, self.index
-        changed, reloaded = self.changed, self.reloaded
+        changed, reloaded = {*self.changed}, self.reloaded
         if self._was_replaced():
             self._reopen()
         else:
@@ -392,48 +458,6 @@ class Manifest(LogFile):
         fresh, self.index, self._growing = self.index, shown, lost
         return fresh
 
-    @property
-    def wants_checkpoint(self) -> bool:
-        """Opening would read so much of the log that a checkpoint pays."""
-        since = self.index.records - self.index.noted
-        return (
-            self._lines.unsigned
-            and since >= CHECKPOINT_FROM
-            and since * CHECKPOINT_SHARE > len(self.index)
-        )
-
-    def checkpoint(self) -> None:
-        """Write down what the log has come to, so that opening need not read it.
-
-        Must be called within `exclusive`. Left as it was when the disk refuses. O(n).
-        """
-        index = self.index
-        dead = {batch for batch in index.batches if batch.dead}
-        some = index.live() if dead else {}
-        live: list[tuple[Batch, list[int] | None]] = [
-            (
-                batch,
-                [place for place, _ in some.get(batch, ())] if batch in dead else None,
-            )
-            for batch in index.batches
-            if batch not in dead or batch in some
-        ]
-        about = About(
-            self.id,
-            self._first,
-            self._generation,
-            self._position,
-            index.birth,
-            index.records,
-            index.file_nbytes,
-        )
-        try:
-            self._write_aside(INDEX, list(rows(index.alone(), live, about)))
-        except errors.StoreError as error:
-            log.info("no checkpoint was written: %s", error)
-            return
-        index.noted = index.records
-
     def _load_legacy(self) -> None:
         """Take over the ``.keys`` of chest 0.2.3: a dumped list of (key, name)."""
         size = os.fstat(self._fd).st_size
@@ -442,18 +466,16 @@ class Manifest(LogFile):
         self.id, self._generation = secrets.token_hex(8), 0
         self.index = self._growing = Index()
         self.word, self.seen, self._position = Unmapped(), 0, size
-        entries = []
         for key, name in pairs:
             entry = Entry(keys.encode(key), self.index.next_birth(), name)
             entry.format = self._legacy_format
             with contextlib.suppress(FileNotFoundError):  # reported when it is read
                 entry.size = os.stat(self._home.join(name)).st_size
             self.index.apply(key, entry)
-            entries.append(entry)
         if not self.readonly:
             self._lock()
             try:
-                self._replace(0, entries)
+                self.compact()
             finally:
                 self._unlock()
 
@@ -503,7 +525,7 @@ class Manifest(LogFile):
 
     def _decoded(self, entry: Entry) -> tuple[list[Hashable], Entry, Batch | None]:
         """The keys of one entry of a record, and its batch if it is one."""
-        load = self._load_key
+        load = self.load_key
         if not entry.count:
             return [keys.decode(entry.text, load)], entry, None
         batch = Batch(entry, self._packs.block(entry))
@@ -553,18 +575,6 @@ class Manifest(LogFile):
         self._open()
         self.reloaded = True
 
-    def _replace(self, generation: int, entries: list[Entry]) -> None:
-        """Put a new file in the place of the old one, or leave the old one."""
-        self._set_word(MOVED)  # before the rename: nobody may miss it (M4)
-        try:
-            header = Header(self.id, generation, self.index.birth)
-            self._write_file(header, entries, START)
-        except BaseException:
-            self._announce()
-            raise
-        with folder.refusals(self.path, "could not be read"):
-            self._open()
-
 
 class _Exclusive:
     """`Manifest.enter` and `Manifest.leave` as a ``with`` block."""
@@ -607,16 +617,3 @@ def dead_bits(count: int, dead: Collection[int]) -> bytes:
     for place in dead:
         bits[place >> 3] |= 1 << (place & 7)
     return bytes(bits)
-
-
-def _batch_records(index: Index) -> list[Entry]:
-    """The records of the batches that have live values, saying which have not. O(keys)."""
-    records = []
-    for batch, live in index.live().items():
-        record = msgspec.structs.replace(batch.record, dead=None)
-        if len(live) < record.count:
-            places = {place for place, _ in live}
-            dead = [place for place in range(record.count) if place not in places]
-            record.dead = dead_bits(record.count, dead)
-        records.append(record)
-    return records

@@ -6,16 +6,19 @@ each, the pack's bytes.
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import logging
 from collections import Counter
-from collections.abc import Collection, Hashable, Iterable, Sequence
+from collections.abc import Collection, Hashable, Iterable, Iterator, Sequence
 from typing import Any
 
 from chest import errors
-from chest.index import AnyEntry, unchanged
+from chest.index import LOST, AnyEntry, unchanged
 from chest.ledger import Ledger, generation
 from chest.memory import Options, Slot
 from chest.packs import BATCH_KEYS, Packed, Small
+from chest.rewrite import Rewrite
 from chest.small import PACKED_NBYTES
 from chest.spill import MOST_DRAFTS, Job, Written
 
@@ -27,6 +30,7 @@ FEWEST_PACKED = 64  # values written at once; fewer get a file each
 SMALL_NBYTES = 4 * PACKED_NBYTES  # bytes in memory of what may have a small pickle
 INLINE_NBYTES = 1024  # bytes in memory of what may lie in the log for a while
 MOST_PACKS = 64  # more are merged by compaction
+MOST_REWRITES = 3  # times that somebody else may write the log meanwhile
 ORDINARY: tuple[Options | None, ...] = (None, (None, None), ("pickle", None))
 
 
@@ -245,10 +249,10 @@ class Packing(Ledger):
         finally:
             self._spill.discard(written)  # what was not published
 
-    def _move_to_pack(self, found: Sequence[tuple[Hashable, AnyEntry]]) -> None:
+    def _move_to_pack(self, found: Iterable[tuple[Hashable, AnyEntry]]) -> None:
         """Write small values anew into a pack, as they are; generations stay."""
-        for start in range(0, len(found), BATCH_KEYS):
-            some = found[start : start + BATCH_KEYS]
+        left = iter(found)
+        while some := list(itertools.islice(left, BATCH_KEYS)):
             taken: list[AnyEntry] = []
             small: list[Small] = []
             for key, entry in some:
@@ -290,27 +294,68 @@ class Packing(Ledger):
         self._settle()
         self._bury()
         with self._publishing():
-            live = self._manifest.index.live()
-            poor = {name for name, _ in self._poor_packs()}
-        moving: list[tuple[Hashable, AnyEntry]] = [
-            (key, Packed(batch, place))
-            for batch, places in live.items()
-            if batch.name in poor
-            for place, key in places
-        ]
-        if moving:
+            names = {name for name, _ in self._poor_packs()}
+            poor = [each for each in self._manifest.index.batches if each.name in names]
+        if poor:
             self._spill.packs.end()  # not into one of those that go
-            self._move_to_pack(moving)
-        with self._publishing():
-            before = self._manifest.index.names() | poor
-            self._manifest.compact()
-            self._follow([*self._slots])
+            self._move_to_pack(
+                (key, Packed(batch, place))
+                for batch in poor
+                for place, key in batch.live(self._manifest.load_key)
+            )
+        for _ in range(MOST_REWRITES):
+            swept = self._rewrite()
+            if swept is not None:
+                return swept
+        with self._publishing():  # now nobody else can be quicker
+            return self._rewrite() or 0
+
+    def _rewrite(self) -> int | None:
+        """Write the log anew, then sweep; None when somebody else just wrote it."""
+        listed = self._spill.store.listed()
+        with self._written_aside(log=True) as rewrite, self._publishing():
+            index = self._manifest.index
+            before = {batch.name for batch in index.batches}
+            before.update(entry.name for entry in index.expired.values())
+            if not self._manifest.take(rewrite):
+                return None
             # What is left in them is damaged: no use to try until something changes.
             self._unmoved = self._poor_packs()
             held = self._manifest.index.names()
-            self._spill.delete(before - held)
+            self._spill.delete(before - held - {""})
             self._spill.packs.end_unless(held)  # the sweep takes what nobody appends to
-            return self._spill.sweep()
+            return self._spill.sweep(held, listed)
+
+    def _checkpoint(self) -> None:
+        """Write down what the log has come to, so that opening need not read it.
+
+        Left as it was when the disk refuses.
+        """
+        try:
+            with self._written_aside(log=False) as rewrite, self._publishing():
+                self._manifest.take(rewrite)
+        except errors.StoreError as error:
+            log.info("no checkpoint was taken up: %s", error)
+
+    @contextlib.contextmanager
+    def _written_aside(self, *, log: bool) -> Iterator[Rewrite]:
+        """A new log, or else a checkpoint, that was written without a lock."""
+        with self._publishing():
+            rewrite = self._manifest.rewrite()
+        try:
+            try:
+                rewrite.write(log=log)
+            except LOST:
+                # Read the log instead; what is damaged there is an error.
+                rewrite.discard()
+                with self._publishing():
+                    if self._manifest.index.base is not None:
+                        self._manifest.index.lose_base()
+                    rewrite = self._manifest.rewrite()
+                rewrite.write(log=log)
+            yield rewrite
+        finally:
+            rewrite.discard()
 
     def _poor_packs(self) -> frozenset[tuple[str, int]]:
         """Packs more than half dead, or too many, each with how many entries are dead."""

@@ -82,7 +82,10 @@ class Batch:
     Attributes
     ----------
     dead : int
-        How many of its entries were replaced or deleted since.
+        How many of its values are not live: they never were, or were replaced or
+        deleted since.
+    gone : bytes-like
+        Their places as bits, as a record has them; empty when all are live.
     """
 
     __slots__ = (
@@ -92,6 +95,7 @@ class Batch:
         "_fetch",
         "_keys_at",
         "dead",
+        "gone",
         "name",
         "record",
     )
@@ -105,6 +109,7 @@ class Batch:
         self.record = record
         self.name = record.name
         self.dead = 0
+        self.gone: bytearray | bytes = b""
         self._count = record.count
         self._keys_at = (24 if record.rewritten else 16) * record.count
         self._fetch = fetch
@@ -112,6 +117,25 @@ class Batch:
         self._columns: memoryview | None = None
         if block is not None:
             self._take(block)
+
+    def kill(self, place: int) -> None:
+        """Note that the value at *place*, which was live, is not any more."""
+        if not self.dead:
+            self.gone = bytearray(-(-self._count // 8))
+        self.gone[place >> 3] |= 1 << (place & 7)  # type: ignore[index]
+        self.dead += 1
+
+    def bury(self, gone: bytes) -> None:
+        """Note all the places that are not live, as `gone` has them."""
+        self.gone = bytearray(gone)
+        self.dead = int.from_bytes(gone, "little").bit_count()
+
+    def passing(self) -> Batch:
+        """The same, with its index in memory, but not for longer than it is used."""
+        if self._columns is not None:
+            return self
+        assert self._fetch is not None
+        return Batch(self.record, self._fetch(self.record))
 
     def _take(self, block: bytes) -> memoryview:
         self._block = block
@@ -184,6 +208,13 @@ class Batch:
             block[at + first : at + last]
             for first, last in zip([0, *ends], ends, strict=False)
         ]
+
+    def live(self, load: keys.Loader | None) -> list[tuple[int, Any]]:
+        """(place, key) of the values that are live."""
+        named, gone = enumerate(self.passing().keys(load)), self.gone
+        if not self.dead:
+            return [*named]
+        return [each for each in named if not gone[each[0] >> 3] >> (each[0] & 7) & 1]
 
     def keys(self, load: keys.Loader | None) -> list[Any]:
         """All keys."""

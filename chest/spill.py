@@ -17,7 +17,7 @@ import itertools
 import logging
 import os
 import secrets
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import NamedTuple
 
@@ -423,11 +423,13 @@ class SpillTier(ReadTier):
             raise
         return Written(key, new, draft)
 
-    def sweep(self) -> int:
-        """Remove files of writers that died; called within `exclusive`. O(files)."""
-        held = self.manifest.index.names()
+    def sweep(self, held: Collection[str], listed: Iterable[str]) -> int:
+        """Remove files of writers that died; called within `exclusive`.
+
+        Those of the *listed* that are not *held*, by the manifest as it is now.
+        """
         with refusals(self.store.home.path, "could not be swept"):
-            orphans = list(self.store.orphans(held))
+            orphans = list(self.store.orphans(held, listed))
         self.delete(orphans)
         return len(orphans)
 

@@ -18,10 +18,10 @@ import errno
 import logging
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 
 from chest import errors, system
-from chest.folder import PACK, SEAL, TEMPORARY, Folder, refused
+from chest.folder import PACK, SEAL, TEMPORARY, Folder, refusals, refused
 from chest.protocols import Buffer, Source
 
 __all__ = ["MAP_FROM", "Discard", "Draft", "FolderDraft", "LocalStore", "untrusted"]
@@ -372,14 +372,19 @@ class LocalStore:
             elif self._is_sealed(name):
                 yield name
 
-    def orphans(self, held: set[str]) -> Iterator[str]:
-        """Files of ours that nobody holds. Called under the manifest's lock.
+    def listed(self) -> list[str]:
+        """The names of all files, whosever they are. O(files); no lock."""
+        with refusals(self.home.path, "could not be swept"):
+            return list(self.home.names())
+
+    def orphans(self, held: Collection[str], listed: Iterable[str]) -> Iterator[str]:
+        """Files of ours among *listed* that nobody holds. Called under the lock.
 
         Drafts whose writer died, and values whose record was never written or was
         replaced before their writer died. A file in the user's own format cannot be
         told from a foreign one, so it is left alone.
         """
-        for name in self.home.names():
+        for name in listed:
             if name in held:
                 continue
             status = self.home.stat(name)

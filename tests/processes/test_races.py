@@ -11,7 +11,7 @@ import pytest
 
 from chest import Chest, errors
 from chest.index import Index
-from chest.manifest import Manifest
+from chest.rewrite import Rewrite
 from tests.processes import helpers
 
 pytestmark = pytest.mark.filterwarnings(
@@ -268,18 +268,16 @@ def test_a_chest_that_is_opened_in_the_middle_of_a_compaction_sees_what_follows(
 ) -> None:
     """The old file says that it is on its way out, and would never say more."""
     opened: list[Chest] = []
-    write = Manifest._write_file
+    place = Rewrite.place
 
-    def writing(self, *args):
-        with monkeypatch.context() as patch:
-            patch.setattr(Manifest, "_write_file", write)
-            opened.append(Chest(chest_dir))
-        write(self, *args)
+    def placing(self, *, sync):
+        opened.append(Chest(chest_dir))
+        place(self, sync=sync)
 
     with Chest(chest_dir, publish="each") as c:
         c["x"] = 1
         with monkeypatch.context() as patch:
-            patch.setattr(Manifest, "_write_file", writing)
+            patch.setattr(Rewrite, "place", placing)
             c.compact()
         c["x"] = 2
         with opened[0] as other:

@@ -466,7 +466,7 @@ class TestDeadlines:
             clock.time += 11
             assert len(c) == 17_000
             clock.time -= 11
-            c._manifest.index._lose_base()  # what a look does that meets the damage
+            c._manifest.index.lose_base()  # what a look does that meets the damage
             assert [c[n] for n in range(0, 17_000, 1000)] == list(
                 range(0, 17_000, 1000)
             )

@@ -47,7 +47,7 @@ def test_a_batch_of_new_keys_is_live_in_order(packs: Packs) -> None:
     first = put(index, packs, {"b": 1, "a": 2, "c": 3})
     assert list(index.ordered()) == ["b", "a", "c"]
     assert (len(index), index.birth, index.last_birth, index.records) == (3, 3, 3, 3)
-    assert index.live() == {first: [(0, "b"), (1, "a"), (2, "c")]}
+    assert first.live(None) == [(0, "b"), (1, "a"), (2, "c")]
     assert index.names() == {first.name}
     assert index.get("a").birth == 2
     assert index.get("none") is None
@@ -62,7 +62,8 @@ def test_the_dead_of_a_batch_are_counted_whoever_replaces_them(packs: Packs) -> 
     index.apply("d", Entry("d", gone="key"))
     assert (first.dead, second.dead) == (3, 0)
     assert list(index.ordered()) == ["a", "b", "c", "new"]
-    assert index.live() == {first: [(0, "a")], second: [(0, "b"), (1, "new")]}
+    assert first.live(None) == [(0, "a")]
+    assert second.live(None) == [(0, "b"), (1, "new")]
     assert index.file_nbytes == 100
     put(index, packs, {"c": 3})
     assert index.file_nbytes == 0
@@ -105,7 +106,7 @@ def test_the_end_of_all_leaves_births_and_nothing_else(packs: Packs) -> None:
     index.apply(None, Entry(gone="all"))
     assert len(index) == 0
     assert list(index.ordered()) == []
-    assert (index.batches, index.inline, index.live()) == ([], {}, {})
+    assert (index.batches, index.inline) == ([], {})
     assert (index.file_nbytes, index.pack_nbytes(), index.birth) == (0, 0, 4)
     put(index, packs, {"a": 5})
     assert list(index.ordered()) == ["a"]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from chest import Chest, Ordered, errors, expiry, index, manifest
+from chest import Chest, Ordered, errors, expiry, index, manifest, rewrite
 
 
 @pytest.fixture
@@ -299,7 +299,7 @@ def test_any_moves_leave_what_an_ordereddict_has(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
 ) -> None:
     """Two handles, packs, checkpoints, compaction and reopening, at random."""
-    monkeypatch.setattr(manifest, "CHECKPOINT_FROM", 20)
+    monkeypatch.setattr(rewrite, "CHECKPOINT_FROM", 20)
     monkeypatch.setattr(manifest, "COMPACT_FROM", 100)
     luck, model = random.Random(seed), OrderedDict[object, object]()
     both = [Ordered(Chest(tmp_path / "c", publish="each")) for _ in range(2)]

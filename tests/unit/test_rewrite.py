@@ -1,0 +1,301 @@
+"""A log that is written anew while others go on, and its checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from chest import Chest, Ordered, errors, rewrite
+from chest.base import INDEX
+from chest.rewrite import Rewrite
+
+MANY = {f"k{i}": [i] for i in range(100)}
+
+
+@pytest.fixture(autouse=True)
+def early_checkpoints(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rewrite, "CHECKPOINT_FROM", 20)
+
+
+@pytest.fixture
+def meanwhile(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], Any]], None]:
+    """Have something happen between the writing of the new files and their taking up."""
+
+    def arrange(act: Callable[[], Any]) -> None:
+        acts, write = [act], Rewrite.write
+
+        def writing(self: Rewrite, *, log: bool) -> None:
+            write(self, log=log)
+            if acts:
+                acts.pop()()
+
+        monkeypatch.setattr(Rewrite, "write", writing)
+
+    return arrange
+
+
+def facts(c: Chest) -> dict[Any, tuple[int, int]]:
+    return {key: (c.entry(key).birth, c.entry(key).generation) for key in c}
+
+
+def check_all_agree(c: Chest, expected: dict[Any, Any], *others: Chest) -> None:
+    """Contents, order, births and generations; also of whoever opens it now."""
+    known = facts(c)
+    with Chest(c.path, readonly=True) as fresh:
+        for each in (c, *others, fresh):
+            assert list(each.items()) == list(expected.items())
+            assert facts(each) == known
+            assert each.verify() == []
+
+
+@pytest.mark.parametrize("prepared", ["packed", "inline", "files"])
+def test_what_others_publish_during_a_compaction_is_in_the_new_log(
+    prepared: str, chest_dir: Path, meanwhile: Callable[[Callable[[], Any]], None]
+) -> None:
+    expected: dict[Any, Any] = dict(MANY)
+    with Chest(MANY, chest_dir, pack=prepared != "files") as c, Chest(chest_dir) as o:
+        c.sync()
+        if prepared == "inline":
+            c.setdefault("k0", 0)
+
+        def others_go_on() -> None:
+            del o["k3"]
+            o["k4"] = "anew"
+            o["k200"] = "new"
+            o.sync()
+            o.update(dict.fromkeys(list(MANY)[50:], "a pack of its own"))
+            o.sync()
+            o.pop("k7")
+            o["k7"] = "born again"
+            o.sync()
+
+        del expected["k3"], expected["k7"]
+        expected |= {"k4": "anew", "k200": "new"}
+        expected |= dict.fromkeys(list(MANY)[50:], "a pack of its own")
+        expected["k7"] = "born again"
+        meanwhile(others_go_on)
+        c.compact()
+        assert b'"generation"' in (chest_dir / ".keys").read_bytes().split(b"\n")[0]
+        check_all_agree(c, expected, o)
+        c.compact()
+        check_all_agree(c, expected, o)
+
+
+def test_a_clear_during_a_compaction_stays(
+    chest_dir: Path, meanwhile: Callable[[Callable[[], Any]], None]
+) -> None:
+    with Chest(MANY, chest_dir) as c, Chest(chest_dir) as other:
+        c.flush()
+        meanwhile(other.clear)
+        c.compact()
+        check_all_agree(c, {}, other)
+        c.update(MANY)
+        c.flush()
+        check_all_agree(c, MANY, other)
+
+
+def test_two_compactions_at_once_leave_what_the_later_one_saw(
+    chest_dir: Path, meanwhile: Callable[[Callable[[], Any]], None]
+) -> None:
+    with Chest(MANY, chest_dir) as c, Chest(chest_dir) as other:
+        c.flush()
+
+        def compact_and_delete() -> None:
+            other.compact()
+            del other["k1"]
+
+        meanwhile(compact_and_delete)
+        c.compact()
+        assert b"gone" not in (chest_dir / ".keys").read_bytes()
+        check_all_agree(c, {k: v for k, v in MANY.items() if k != "k1"}, other)
+
+
+def test_whoever_is_always_too_late_ends_under_the_lock(
+    chest_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, compactions = Rewrite.write, []
+    with Chest(MANY, chest_dir) as c, Chest(chest_dir) as other:
+        c.flush()
+
+        def writing(self: Rewrite, *, log: bool) -> None:
+            write(self, log=log)
+            if not c._manifest.is_held_here() and len(compactions) < 50:
+                compactions.append(log)
+                with monkeypatch.context() as patch:
+                    patch.setattr(Rewrite, "write", write)
+                    other.compact()
+
+        monkeypatch.setattr(Rewrite, "write", writing)
+        c.compact()
+        assert len(compactions) == 3
+        check_all_agree(c, MANY, other)
+    assert list(chest_dir.glob(".tmp-*")) == []
+
+
+def test_no_lock_is_held_while_a_log_or_a_checkpoint_is_written(
+    chest_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, held = Rewrite.write, []
+    with Chest(MANY, chest_dir) as c:
+
+        def writing(self: Rewrite, *, log: bool) -> None:
+            held.append((log, c._manifest.is_held_here()))
+            write(self, log=log)
+
+        monkeypatch.setattr(Rewrite, "write", writing)
+        c.flush()
+        c.compact()
+    assert held == [(False, False), (True, False)]
+
+
+def test_what_was_published_while_a_checkpoint_was_written_is_read_from_the_log(
+    chest_dir: Path, meanwhile: Callable[[Callable[[], Any]], None]
+) -> None:
+    with Chest(MANY, chest_dir) as c, Chest(chest_dir) as other:
+        meanwhile(lambda: (other.pop("k5"), other.setdefault("new", 1)))
+        c.flush()
+        assert (chest_dir / INDEX).exists()
+        expected = {key: value for key, value in MANY.items() if key != "k5"}
+        check_all_agree(c, {**expected, "new": 1}, other)
+
+
+def test_after_a_checkpoint_no_key_is_kept_in_memory(chest_dir: Path) -> None:
+    with Chest(MANY, chest_dir) as c:
+        c.flush()
+        assert c._manifest.index.entries == {}
+        assert c._manifest.index.base is not None
+        c["k5"] = "newer"
+        del c["k6"]
+        c.sync()
+        assert list(c._manifest.index.entries) == ["k6", "k5"]
+        assert dict(c) == {k: v for k, v in MANY.items() if k != "k6"} | {"k5": "newer"}
+
+
+def test_who_follows_the_keys_need_not_begin_anew_after_a_checkpoint(
+    chest_dir: Path,
+) -> None:
+    with Chest(MANY, chest_dir) as c:
+        ordered = Ordered(c)
+        assert ordered.first() == "k0"
+        c["a"] = 1
+        noted = c._manifest.index.journal
+        assert noted is not None
+        c.flush()
+        assert c._manifest.index.base is not None
+        assert c._manifest.index.journal is noted
+        assert ordered.last() == "a"
+
+
+def test_what_expires_while_a_checkpoint_is_written_leaves_no_file(
+    chest_dir: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    meanwhile: Callable[[Callable[[], Any]], None],
+) -> None:
+    now = 1000.0
+    monkeypatch.setattr("chest.expiry.now", lambda: now)
+    with Chest(MANY, chest_dir) as c:
+        c.set("soon", "x" * 5000, ttl=10)
+
+        def pass_by() -> None:
+            nonlocal now
+            now = 1020.0
+            assert "soon" not in c
+
+        meanwhile(pass_by)
+        c.flush()
+        assert (chest_dir / INDEX).exists()
+        assert (chest_dir / "soon").exists()
+        check_all_agree(c, MANY)
+        c.flush()
+        assert not (chest_dir / "soon").exists()
+        c.compact()
+        check_all_agree(c, MANY)
+
+
+@pytest.mark.parametrize("checkpointed", [False, True])
+def test_keys_that_are_not_published_keep_their_places(
+    checkpointed: bool, chest_dir: Path
+) -> None:
+    """What is read back of one's own log is no news, which others could have told."""
+    with Chest(chest_dir) as c:
+        if checkpointed:
+            c.update(MANY)
+            c.flush()
+        c["first"] = 1
+        c.setdefault("second", 2)
+        c["third"] = 3
+        c.compact()
+        assert list(c)[-3:] == ["first", "second", "third"]
+    with Chest(chest_dir) as c:
+        assert list(c)[-3:] == ["first", "second", "third"]
+
+
+def test_a_checkpoint_that_is_lost_moves_no_key_that_is_not_published(
+    chest_dir: Path,
+) -> None:
+    with Chest(MANY, chest_dir) as c:
+        c.flush()
+        c["first"] = 1
+        c.setdefault("second", 2)
+        with c._publishing():
+            c._manifest.index.lose_base()
+        c.refresh()
+        assert list(c) == [*MANY, "first", "second"]
+
+
+def test_a_damaged_checkpoint_is_no_hindrance_to_a_compaction(chest_dir: Path) -> None:
+    with Chest(MANY, chest_dir) as c:
+        c.flush()
+    path = chest_dir / INDEX
+    data = bytearray(path.read_bytes())
+    with Chest(chest_dir) as c:  # it has looked at the header only
+        data[-300] ^= 0xFF
+        for at in range(1000, len(data) - 100, 50):
+            data[at] ^= 0xFF
+        path.write_bytes(data)
+        c.compact()
+        check_all_agree(c, MANY)
+
+
+def test_a_full_disk_leaves_no_checkpoint_and_a_whole_log(
+    chest_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Chest(MANY, chest_dir) as c:
+        c.flush()
+        (chest_dir / INDEX).unlink()
+        del c["k1"]
+
+        def fail(*_: object) -> None:
+            raise OSError(28, "No space left on device")
+
+        with monkeypatch.context() as patch:
+            patch.setattr("chest.rewrite.rows", fail)
+            c.compact()
+        assert not (chest_dir / INDEX).exists()
+        with monkeypatch.context() as patch:
+            patch.setattr("chest.rewrite.Aside", fail)
+            with pytest.raises(errors.StoreError, match=r"\.keys .*No space"):
+                c.compact()
+        check_all_agree(c, {k: v for k, v in MANY.items() if k != "k1"})
+
+
+def test_compaction_says_which_values_of_a_batch_are_dead(chest_dir: Path) -> None:
+    """Also of those that a checkpoint, or the log, said to be dead before."""
+    expected = dict(MANY)
+    with Chest(MANY, chest_dir) as c:
+        c.flush()
+    for number in range(0, 30, 3):
+        with Chest(chest_dir) as c:
+            for key in (f"k{number}", f"k{number + 30}"):
+                del c[key]
+                del expected[key]
+            c.compact()
+            check_all_agree(c, expected)
+            (batch,) = c._manifest.index.batches
+            assert batch.dead == len(MANY) - len(expected)
+        (chest_dir / INDEX).unlink()
+        with Chest(chest_dir) as c:
+            check_all_agree(c, expected)
