@@ -570,7 +570,7 @@ class Chest(Arrays, Atomic, MutableMapping[Any, Any]):
                 _reopen(type(self), self.path, self._settings).drop()
             return
         self._remove_files()
-        self._release()
+        self._remove_folder()
 
     # -- lifetime ----------------------------------------------------------------------
 
@@ -649,6 +649,7 @@ class Chest(Arrays, Atomic, MutableMapping[Any, Any]):
 
     def move_to_disk(self, key: Hashable) -> None:
         """Write the value of *key* and let it go from memory."""
+        self._look()
         slot = self._slots.get(key)
         if slot is None:
             if key not in self:

@@ -438,7 +438,7 @@ class Engine(Packing):
             shutil.rmtree(self.path, ignore_errors=True)
 
     def _remove_files(self) -> None:
-        """Delete what chest made in the folder, and the folder when that was all."""
+        """Delete what chest made in the folder, and close."""
         home = self._spill.store.home
         with contextlib.ExitStack() as held:
             held.enter_context(self._publishing())
@@ -466,8 +466,16 @@ class Engine(Packing):
                     self._spill.store.delete(name)
             for queue in queues:
                 _drop_queue(queue)
+        self._release()
+
+    def _remove_folder(self) -> None:
+        """Delete the folder of a closed chest when nothing is in it."""
+        # Closed, because NFS and FUSE keep a deleted file as long as somebody has it
+        # open, under a name of their own in the folder.
         try:
             os.rmdir(self.path)
+        except FileNotFoundError:
+            pass  # a temporary one, which goes when it is closed
         except OSError:
             log.info("%s is left: files in it are not chest's", self.path)
 
@@ -512,7 +520,9 @@ class Engine(Packing):
                         slot for slot in self._slots.values() if not slot.inherited
                     ]
                     failed = self._write_last(slots)
-                    self._settle()
+                    # Where another process dropped the chest nothing lies in the log.
+                    with contextlib.suppress(errors.DroppedError):
+                        self._settle()
                     self._raise_first(failed)
             except Exception:  # the interpreter ends: a log line is all that is left
                 log.exception("%s: some values could not be written at exit", self.path)

@@ -10,7 +10,7 @@ a dict, where None stands for a key that is gone.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from itertools import count, repeat
 from typing import Any
 
@@ -101,7 +101,6 @@ class Index:
         self.expired: dict[Hashable, AnyEntry] = {}
         # (deadline, order, key); the key of a row of the base is a `_Row`
         self._deadlines: list[tuple[float, int, Any]]
-        self._ended = 0.0  # the latest time that was given to `expire`
         self._order = count()
         self.get: Callable[[Hashable], AnyEntry | None]
         self._rebuild = rebuild
@@ -247,8 +246,7 @@ class Index:
 
         They stand in `expired` until a record ends them. O(log n) each.
         """
-        self._ended, base = now, self.base
-        gone: list[Hashable] = []
+        base, gone = self.base, list[Hashable]()
         while self.due <= now:
             deadline, _, key = heapq.heappop(self._deadlines)
             self.due = self._deadlines[0][0] if self._deadlines else NEVER
@@ -257,14 +255,28 @@ class Index:
             entry = self.get(key)
             # Else it was deleted, replaced, or given another deadline since.
             if entry is not None and entry.expires == deadline:
-                self._outdate(key, entry)
-                self._remove(key, entry)
-                self.expired[key] = entry
+                self._end(key, entry)
                 gone.append(key)
         if gone and self.journal is not None:
             self.note(gone)
         # Without its base the index was made anew, and expired what it had to.
         return gone if self.base is base else [*self.expired]
+
+    def end_again(self, expired: Mapping[Hashable, AnyEntry]) -> None:
+        """Let go what another index of the same log had `expired`, and nobody set since.
+
+        Whatever the clock says: it may have been set back.
+        """
+        for key, old in expired.items():
+            entry = self.get(key)
+            known = old.generation, old.expires
+            if entry is not None and (entry.generation, entry.expires) == known:
+                self._end(key, entry)
+
+    def _end(self, key: Hashable, entry: AnyEntry) -> None:
+        self._outdate(key, entry)
+        self._remove(key, entry)
+        self.expired[key] = entry
 
     def _base_key(self, row: int) -> Any:
         assert self.base is not None
@@ -390,12 +402,11 @@ class Index:
         """Go on without a checkpoint that is damaged: read the log instead."""
         assert self._rebuild is not None
         fresh = self._rebuild()
-        birth, ended = max(self.birth, fresh.birth), self._ended
+        birth = max(self.birth, fresh.birth)
         self.__dict__.update(fresh.__dict__)
         self.birth = birth
         if self.base is None:
             self.get = self.entries.get
-        self.expire(ended)  # what is gone stays gone, whatever the clock says now
 
     # -- steps -------------------------------------------------------------------------
 

@@ -423,6 +423,7 @@ class Manifest(LogFile):
             if checkpointed:
                 self._load_checkpoint()
             self._read_new()
+            self._growing.end_again(self.index.expired)
             self.index = self._growing
             # A file that is on its way out says so only once: look again next time.
             self.seen = -1 if seen == IS_MOVED else seen

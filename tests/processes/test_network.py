@@ -1,6 +1,8 @@
 """Network file systems: read instead of mapped, locked by a file, one host at a time.
 
-A folder of a memory file system stands for one; that it is one is said by a fixture.
+A folder of a memory file system stands for one; that it is one is said by a fixture. The
+tests at the foot (``-m root``) use a real one: bindfs, a FUSE file system that shows one
+folder as another.
 """
 
 from __future__ import annotations
@@ -8,15 +10,19 @@ from __future__ import annotations
 import errno
 import multiprocessing
 import os
+import shutil
 import stat
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from chest import Chest, errors, system
+from chest import Chest, DurableQueue, errors, system
 from chest.log import Polled
 from chest.system import hosts, locks, places
-from tests.processes.helpers import forked
+from tests.processes.helpers import ROOT, forked
 
 
 @pytest.fixture
@@ -147,3 +153,72 @@ def test_a_file_system_without_locks_is_an_error_with_a_way_out(
     with pytest.raises(errors.StoreError, match="option flock"):
         Chest(remote)
     assert os.listdir(remote) == [".lock"]
+
+
+@pytest.fixture
+def fuse(tmp_path: Path) -> Iterator[Path]:
+    if shutil.which("bindfs") is None:
+        pytest.skip("bindfs is not installed")
+    shown = tmp_path / "shown"
+    for folder in (tmp_path / "real", shown):
+        folder.mkdir(mode=0o700)
+    subprocess.run(["bindfs", tmp_path / "real", shown], check=True)
+    try:
+        yield shown / "chest"
+    finally:
+        subprocess.run(["umount", shown], check=True)
+
+
+@pytest.mark.root
+def test_a_fuse_file_system_is_told_by_its_mount(fuse: Path) -> None:
+    with Chest(fuse, publish="each") as c, Chest(fuse, publish="each") as other:
+        assert c._spill.store.home.network == "fuse"
+        assert isinstance(c._manifest.word, Polled)
+        c["x"] = 1
+        assert other["x"] == 1
+        other.compact()
+        other["y"] = 3
+        assert dict(c) == {"x": 1, "y": 3}
+        c.set_many({number: bytes(100) for number in range(1000)})
+        assert len(other) == 1002
+        assert other.verify() == []
+    with pytest.raises(errors.StoreError, match="network file system"):
+        DurableQueue(fuse)
+
+
+@pytest.mark.root
+def test_counters_are_exact_on_fuse(fuse: Path) -> None:
+    test_counters_are_exact_between_processes(fuse)
+
+
+@pytest.mark.root
+def test_dropping_leaves_nothing_on_fuse(fuse: Path) -> None:
+    c = Chest(fuse)
+    c.set_many({number: bytes(100) for number in range(1000)})
+    c.drop()
+    assert not fuse.exists()
+
+
+@pytest.mark.root
+def test_a_second_host_is_refused_on_fuse_until_the_first_is_killed(fuse: Path) -> None:
+    """A name of its own makes a host; the lock is the kernel's, so this one knows both."""
+    elsewhere = (
+        "import socket, sys, chest; socket.sethostname('elsewhere')\n"
+        "c = chest.Chest(sys.argv[1]); c.incr('n')\n"
+        "print(flush=True); sys.stdin.read()"
+    )
+    first = subprocess.Popen(
+        ["unshare", "--uts", sys.executable, "-c", elsewhere, fuse],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        cwd=ROOT,
+    )
+    with first:
+        first.stdout.readline()
+        with pytest.raises(errors.StoreError, match="elsewhere has it open"):
+            Chest(fuse)
+        with Chest(fuse, readonly=True) as reader:
+            assert reader["n"] == 1
+        first.kill()
+    with Chest(fuse) as c:
+        assert c.incr("n") == 2

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from chest import Chest, errors
+from tests.leaks import open_files
 from tests.processes import helpers
 
 AT_ONCE: dict[str, Callable[[Chest], object]] = {
@@ -186,11 +187,14 @@ with Chest(sys.argv[1]) as c:
         assert c["back"] == "there"
 
 
-def test_dropping_tells_the_others(filled: Path) -> None:
+def test_dropping_tells_the_others(
+    filled: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     (filled / "mine.txt").write_text("a file of the user's")
     with Chest(filled) as mine:
         theirs = Chest(filled)
         assert theirs["a"] == [1]
+        assert theirs.incr("in the log") == 1
         mine.drop()
         for use in (len, list, lambda c: c["b"], lambda c: c.pop("a")):
             with pytest.raises(errors.DroppedError):
@@ -199,6 +203,26 @@ def test_dropping_tells_the_others(filled: Path) -> None:
             theirs.clear()
     assert os.listdir(filled) == ["mine.txt"]
     theirs.__del__()
+    assert not caplog.text, "there was nothing that could not be written"
+
+
+def test_dropping_closes_before_the_folder_goes(
+    filled: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """NFS and FUSE keep a deleted file in the folder as long as somebody has it open."""
+    open_then: list[str] = []
+    rmdir = os.rmdir
+
+    def removing(path: str) -> None:
+        open_then.extend(name for name in open_files() if name.startswith(path))
+        rmdir(path)
+
+    c = Chest(filled)
+    c["a"] = c["b"]
+    monkeypatch.setattr(os, "rmdir", removing)
+    c.drop()
+    assert open_then == []
+    assert not filled.exists()
 
 
 def test_a_closed_chest_refuses_every_use(filled: Path) -> None:

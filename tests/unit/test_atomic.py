@@ -433,6 +433,24 @@ class TestDeadlines:
         with Chest(one.path) as third:
             assert "k" not in third
 
+    @pytest.mark.parametrize("size", [1, 100_000])
+    def test_nor_does_it_when_another_compacts_who_has_not_seen_it_end(
+        self, two, clock, size: int
+    ) -> None:
+        one, other = two
+        one.set("k", np.zeros(size), ttl=10)
+        clock.time += 11
+        assert "k" not in one
+        clock.time -= 5
+        assert "k" in other
+        other.compact()
+        assert "k" not in one
+        one.flush()
+        assert "k" not in other
+        one.set("k", 2, ttl=10)
+        other.compact()
+        assert one["k"] == 2
+
     def test_deadlines_survive_reopening_compaction_and_a_checkpoint(
         self, tmp_path, clock
     ) -> None:
