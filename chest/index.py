@@ -393,7 +393,7 @@ class Index:
 
     def succeed(self, other: Index, *, same_log: bool) -> None:
         """Go on where *other* was, which was read from the same log, or its elder."""
-        self.expire(other._ended)
+        self.end_again(other.expired)
         if same_log:  # else they have no record any more that has to be ended
             self.expired = {**other.expired, **self.expired}
         self.journal = other.journal

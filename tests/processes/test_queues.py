@@ -7,12 +7,14 @@ import os
 import queue
 import signal
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from chest import DurableQueue
+from chest.queues import ShutDown
 from tests.processes import helpers
 
 pytestmark = pytest.mark.filterwarnings(
@@ -175,3 +177,69 @@ def test_a_forked_child_does_not_end_its_parents_leases(chest_dir: Path) -> None
         with pytest.raises(queue.Empty):
             q.get_nowait()
         assert q.ack(item)
+
+
+def take_when_told(path: str, orders: Any) -> None:
+    """Do one thing with the queue for each word, and say that it is done."""
+    with DurableQueue(path, maxsize=2) as q:
+        while (order := orders.recv()) is not None:
+            try:
+                orders.send(getattr(q, order[0])(*order[1:]))
+            except (queue.Empty, queue.Full, ValueError) as error:
+                orders.send(type(error))
+
+
+@pytest.fixture(params=["fork", "spawn", "forkserver"])
+def other(request: pytest.FixtureRequest, chest_dir: Path) -> Iterator[Any]:
+    """Another process that has the queue open, and does what it is sent."""
+    context: Any = multiprocessing.get_context(request.param)
+    mine, theirs = context.Pipe()
+    process = context.Process(target=take_when_told, args=(str(chest_dir), theirs))
+    process.start()
+    theirs.close()
+
+    def do(*order: Any) -> Any:
+        mine.send(order)
+        return mine.recv()
+
+    do.send = mine.send  # type: ignore[attr-defined]
+    do.result = mine.recv  # type: ignore[attr-defined]
+    yield do
+    mine.send(None)
+    process.join(60)
+    assert process.exitcode == 0
+    process.close()
+    mine.close()
+
+
+def test_a_queue_is_full_for_all_processes_at_once(chest_dir: Path, other: Any) -> None:
+    with DurableQueue(chest_dir, maxsize=2) as q:
+        q.put("a")
+        assert other("put", "b") is None
+        assert q.full()
+        assert other("full")
+        with pytest.raises(queue.Full):
+            q.put("c", timeout=0.001)
+        assert other("put_nowait", "c") is queue.Full
+        other.send(("get",))  # lets this put go on
+        q.put("c", timeout=60)
+        assert other.result() == "a"
+        assert [other("get"), q.get()] == ["b", "c"]
+        assert other("get_nowait") is queue.Empty
+
+
+def test_join_waits_for_what_another_process_does(chest_dir: Path, other: Any) -> None:
+    with DurableQueue(chest_dir) as q:
+        q.put_many(["a", "b"])
+        assert [other("get"), other("get")] == ["a", "b"]
+        assert q.empty()
+        assert other("task_done") is None
+        assert q.unfinished_tasks == 1
+        other.send(("join",))
+        q.task_done()
+        assert other.result() is None
+        assert other("task_done") is ValueError
+        q.join()
+        assert other("shutdown") is None
+        with pytest.raises(ShutDown):
+            q.put("c")
