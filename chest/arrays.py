@@ -60,8 +60,8 @@ class Arrays(Upkeep):
         Notes
         -----
         Who changes one key takes turns with others; readers do not wait. A change costs
-        the chunks that it touches and a hard link for each of the others. Arrays that
-        were handed out before, snapshots and links keep the old content.
+        the chunks that it touches, the first one a hard link for each of the others too.
+        Arrays that were handed out before, snapshots and links keep the old content.
 
         Examples
         --------

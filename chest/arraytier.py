@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
-from collections.abc import Hashable, Iterator
+import logging
+from collections.abc import Hashable, Iterable, Iterator
 from types import ModuleType
 from typing import Any
 
 from chest import errors, keys
-from chest.folder import refused
+from chest.folder import SEAL, SPARE, refused
 from chest.index import AnyEntry
 from chest.records import Entry
 from chest.small import SmallTier
@@ -21,9 +22,23 @@ from chest.stores.local import FolderDraft
 
 __all__ = ["ArrayTier", "is_folder", "reading", "zarr_"]
 
+log = logging.getLogger("chest")
+
+MOST_SPARES = 16  # replaced folders that are kept for the next changes
+
 
 class ArrayTier(SmallTier):
-    """The folders of one chest."""
+    """The folders of one chest.
+
+    A folder that a change replaced is kept for the next change of the key, which then
+    links what the last one changed and not every file. It is named after the value that
+    it was replaced by, and is no draft of anybody: whoever changes that value may take it,
+    a sweep remove it.
+    """
+
+    def __init__(self, *parts: Any) -> None:
+        super().__init__(*parts)
+        self._spares: dict[Hashable, str] = {}  # that this process made, the last ones
 
     @staticmethod
     def is_array(value: object) -> bool:
@@ -97,6 +112,57 @@ class ArrayTier(SmallTier):
             file_id=seal.file_id,
             **facts,
         )
+
+    def next_draft(self, seal: Any, base: int) -> tuple[FolderDraft, set[str]]:
+        """A draft for another generation of an open folder, and what it has of it.
+
+        Raises
+        ------
+        OSError
+            The disk refused.
+        """
+        draft = self.store.draft_from(f"{SPARE}{seal.file_id}")
+        if draft is None:
+            return self.store.folder_draft(), set()
+        try:
+            return draft, zarr_().common_files(draft.fd, base)
+        except BaseException:
+            draft.discard()
+            raise
+
+    def keep_folder(
+        self, key: Hashable, name: str, file_id: str, stale: Iterable[str]
+    ) -> list[str]:
+        """Keep a replaced folder, without its *stale* files, for the next change.
+
+        Returns the names of folders that are left to `delete`: those that somebody
+        reads, and the oldest where there are many.
+        """
+        draft = self.store.draft_from(name)
+        if draft is None:
+            return [name]
+        self.keep_draft(key, draft, file_id, (SEAL, *stale))
+        oldest = [*self._spares][:-MOST_SPARES]
+        return [name for old in oldest if (name := self._spares.pop(old, ""))]
+
+    def keep_draft(
+        self, key: Hashable, draft: FolderDraft, file_id: str, stale: Iterable[str]
+    ) -> None:
+        """Keep an unpublished folder, without its *stale* files, for the next change."""
+        spare = f"{SPARE}{file_id}"
+        try:
+            draft.keep(spare, stale)
+        except OSError as error:
+            log.info("%s is not kept: %s", draft.path, error)
+            draft.discard()
+            return
+        self._spares.pop(key, None)
+        self._spares[key] = spare
+
+    def spares(self) -> list[str]:
+        """The names of the folders that were kept, for `delete`; they are forgotten."""
+        kept, self._spares = self._spares, {}
+        return [*kept.values()]
 
     def load_array(self, key: Hashable, entry: AnyEntry, *, readonly: bool) -> Any:
         """The whole array of a folder."""

@@ -15,6 +15,7 @@ import os
 import secrets
 import shutil
 import stat
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from chest import errors, system
@@ -30,6 +31,7 @@ __all__ = [
     "QUEUE",
     "QUEUE_STATE",
     "SEAL",
+    "SPARE",
     "TEMPORARY",
     "VALUE",
     "Aside",
@@ -40,6 +42,7 @@ __all__ = [
 
 PACK = ".pack-"  # how names of packs begin
 TEMPORARY = ".tmp-"  # how names of unpublished files and folders begin
+SPARE = f"{TEMPORARY}spare-"  # of folders that wait for the next change of an array
 SEAL = ".chest"  # the file that says that a folder is one value
 LOCK, HOST = ".lock", ".host"  # on network file systems: the lock, and who uses it
 QUEUE = ".queue-"  # how names of the folders of queues begin
@@ -49,6 +52,7 @@ VALUE, HOLDER = "value-", ".holder-"
 OF_QUEUE = (QUEUE_STATE, ITEMS, DEAD, LEASES, VALUE, HOLDER, TEMPORARY)
 RESERVING = frozenset({"btrfs", "ext4", "tmpfs", "xfs"})
 PRIVATE_FILE, PRIVATE_FOLDER = 0o600, 0o700
+SHORT_NAP, LONG_NAP = 0.0002, 0.01  # seconds until a folder is asked for again
 
 _BASE = getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
 # A planted link or FIFO must neither lead out of the folder nor block.
@@ -225,14 +229,37 @@ class Folder:
             As ``os.open``.
         """
         fd = self._open_folder(name)
+        nap = SHORT_NAP
         try:
-            system.share(fd)
-            if not self._is_at(fd, name):
+            # Not waited for in the system: who has it alone may have taken its name, to
+            # make another generation of it, and keep it as long as that takes.
+            while not (shared := system.try_share(fd)) and self._is_at(fd, name):
+                time.sleep(nap)
+                nap = min(2 * nap, LONG_NAP)
+            if not shared or not self._is_at(fd, name):
                 raise FileNotFoundError(errno.ENOENT, "removed", self.join(name))
         except BaseException:
             system.close(fd)
             raise
         return fd
+
+    def claim_folder(self, name: str) -> tuple[int, str] | None:
+        """Make a folder temporary, open and locked; None where it is gone or in use.
+
+        Its descriptor and its new name are returned, as of `create_folder`.
+        """
+        try:
+            fd = self._open_folder(name)
+        except OSError:
+            return None
+        try:
+            if system.try_lock(fd) and self._is_at(fd, name):
+                return fd, self.set_aside(name)
+        except BaseException:
+            system.close(fd)
+            raise
+        system.close(fd)
+        return None
 
     @staticmethod
     def close_folder(fd: int) -> None:

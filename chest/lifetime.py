@@ -13,7 +13,15 @@ import threading
 import weakref
 from typing import Protocol
 
-__all__ = ["Member", "forget", "postpone", "postponed", "register", "work_off"]
+__all__ = [
+    "Member",
+    "forget",
+    "is_ending",
+    "postpone",
+    "postponed",
+    "register",
+    "work_off",
+]
 
 FINALIZE_FIRST = 100  # multiprocessing runs finalizers of high priority first
 
@@ -41,6 +49,7 @@ _guard = threading.RLock()
 _held: list[Member] = []
 postponed: list[Member] = []  # what `work_off` has to do
 _installed = False
+_ending = False
 
 
 def register(member: Member) -> None:
@@ -50,7 +59,7 @@ def register(member: Member) -> None:
         _members[id(member)] = member
         if not _installed:
             _installed = True
-            atexit.register(_at_exit)
+            atexit.register(_at_end)
             if hasattr(os, "register_at_fork"):
                 os.register_at_fork(
                     before=_before_fork,
@@ -81,9 +90,20 @@ def forget(member: Member) -> None:
         _members.pop(id(member), None)
 
 
+def is_ending() -> bool:
+    """The interpreter is at its end: no thread can be had any more, nor a pool's."""
+    return _ending
+
+
 def _living() -> list[Member]:
     """The open chests; safe when one is collected meanwhile."""
     return [member for ref in _members.valuerefs() if (member := ref()) is not None]
+
+
+def _at_end() -> None:
+    global _ending
+    _ending = True
+    _at_exit()
 
 
 def _at_exit(_: object = None) -> None:

@@ -5,8 +5,9 @@ publication. Does not own: how zarr keeps an array, how folders are named.
 
 Invariants
 ----------
-A1  A published folder is never changed: a change fills a new one, with hard links to the
-    files that stay as they are, and publishes it.
+A1  A published folder is never changed: a change fills another one, with hard links to
+    the files that stay as they are, and publishes it. It may be the one that the last
+    change replaced, once it has lost its name and nobody has it open.
 A2  Who changes a key holds the lock of the seal of its present folder, and looks again
     once it has it. So changes of one key come one after the other, between processes too.
 A3  Who reads holds a shared lock of the folder; nobody removes it meanwhile.
@@ -34,6 +35,7 @@ from chest.upkeep import Upkeep
 __all__ = ["Filling", "LiveArray", "folder_entry", "pinned"]
 
 AT_A_TIME = 16 << 20  # bytes of whole chunks that one step of an assignment changes
+FEWEST_KEPT = 32  # files of a replaced folder that is worth keeping
 MOST_LOOKS = 100  # times an array is followed that others keep replacing
 
 _turns: dict[tuple[int, int], int] = {}  # seal (device, inode) → thread that holds it
@@ -59,9 +61,12 @@ class LiveArray:
 
     Threads see a change when it is published, but what is written in a block at once.
 
-    A change writes the chunks it touches, links the others (some 10 µs for each file)
-    and writes the seal. In the block no lock of the chest is held, but others that want
-    to change the same key wait for its end. Readers never wait.
+    A change writes the chunks it touches, and a seal that names all (2 µs for each). The
+    first one links the other chunks to another folder as well (20 µs for each); from then
+    on two folders take turns, and the next change links what the last one changed. While
+    somebody reads the older of them a change links all chunks again. In the block no lock
+    of the chest is held, but others that want to change the same key wait for its end.
+    Readers never wait.
     """
 
     __slots__ = ("__weakref__", "_change", "_chest", "_key", "_lock", "_seen", "mode")
@@ -69,7 +74,7 @@ class LiveArray:
     def __init__(self, chest: Upkeep, key: Hashable, mode: str) -> None:
         self._chest, self._key, self.mode = chest, key, mode
         self._change: _Change | None = None
-        self._seen: tuple[AnyEntry, Any] | None = None
+        self._seen: tuple[AnyEntry, Any, Any] | None = None  # entry, array, seal
         self._lock = threading.RLock()  # held while something is written or published
         self._now()
 
@@ -90,8 +95,8 @@ class LiveArray:
             if seen is not None and same(seen[0], entry):
                 return seen[1]
             with contextlib.suppress(FileNotFoundError):  # replaced: look again
-                array = pinned(self._chest, self._key, entry)[0]
-                self._seen = entry, array
+                array, seal = pinned(self._chest, self._key, entry)
+                self._seen = entry, array, seal
                 return array
         raise _too_fast(self._chest, self._key)
 
@@ -254,7 +259,8 @@ class LiveArray:
         if slot is not None:
             self._chest._raise_first(self._chest._write_out([slot], keep=True))
         self._now()
-        change = self._change = _Change(self._chest, self._key, thread)
+        change = _Change(self._chest, self._key, thread, self._seen)
+        self._change = change
         return change
 
     def _end(self, kind: object, *_: object) -> None:
@@ -267,7 +273,7 @@ class LiveArray:
             change.close()
         if replaced:
             self._seen = None  # it holds the folder that goes now
-            self._chest._spill.delete(replaced)
+            self._chest._spill.delete(change.keep(replaced))
             self._chest._written_more()
 
 
@@ -303,14 +309,23 @@ class _Change:
     key : Hashable
     thread : int
         The only thread that sees it; 0: all do.
+    seen : tuple, optional
+        An entry of the key, its array and its seal, which need not be read again.
     """
 
-    def __init__(self, chest: Upkeep, key: Hashable, thread: int) -> None:
+    def __init__(
+        self,
+        chest: Upkeep,
+        key: Hashable,
+        thread: int,
+        seen: tuple[AnyEntry, Any, Any] | None,
+    ) -> None:
         self._chest, self._key, self._thread = chest, key, thread
         self._stack = contextlib.ExitStack()
         with contextlib.ExitStack() as stack:
             self._base, fd = stack.enter_context(_turn(chest, key))
-            seal = chest._spill.seal(fd, key, self._base)
+            known = seen is not None and same(seen[0], self._base)
+            seal = seen[2] if seen and known else chest._spill.seal(fd, key, self._base)
             self._filling = stack.enter_context(Filling(chest, key, seal, fd))
             with reading(chest.path, key):
                 self.array = zarr_().open_array(self._filling.store)
@@ -322,10 +337,14 @@ class _Change:
         return self._thread in (0, threading.get_ident())
 
     def publish(self) -> list[str]:
-        """Publish the change; returns names to delete once `close` was called."""
+        """Publish the change; returns names for `keep` once `close` was called."""
         if not self._filling.changed:
             return []
         return self._filling.publish(self.array.nbytes, self._base)
+
+    def keep(self, replaced: list[str]) -> list[str]:
+        """Keep the replaced folder for the next change; returns names to delete."""
+        return self._filling.keep(replaced)
 
     def close(self) -> None:
         """Give up the turn, and what was not published."""
@@ -357,11 +376,20 @@ class Filling:
         spill.manifest.check_writable()
         self._chest, self._key = chest, key
         with refusals(chest.path, "takes no new folder", key):
-            self._draft = spill.store.folder_draft()
+            linked: set[str] = set()
+            if seal is None:
+                self._draft = spill.store.folder_draft()
+            else:
+                self._draft, linked = spill.next_draft(seal, base)
         self._seal = seal or zarr_().Seal()
         pieces = self._seal.pieces
         self.store = zarr_().FolderStore(
-            self._draft.path, key, pieces, base=base, draft=self._draft.fd
+            self._draft.path,
+            key,
+            pieces,
+            base=base,
+            draft=self._draft.fd,
+            linked=linked,
         )
         # Copied: a group of changes may end as it began.
         self._before = dict(pieces)
@@ -382,6 +410,7 @@ class Filling:
             What the key must still be.
         """
         chest, key, seal = self._chest, self._key, self._seal
+        self.store.end()
         new = zarr_().Seal(
             key=keys.text(key),
             file_id=chest._spill.new_file_id(),
@@ -394,7 +423,29 @@ class Filling:
             entry = chest._spill.draft_entry(
                 key, self._draft, new, new.digest(), nbytes=nbytes
             )
+        self._file_id = entry.file_id
         return self._append(entry, base)
+
+    def keep(self, replaced: list[str]) -> list[str]:
+        """Keep the folder that was replaced for the next change, where links are many.
+
+        Parameters
+        ----------
+        replaced : list of str
+            From `publish`: the folder comes first.
+
+        Returns
+        -------
+        list of str
+            Names to delete.
+        """
+        before, now = self._before, self.store.pieces
+        if len(before) < FEWEST_KEPT or any("/" in name for name in before):
+            return replaced
+        stale = [name for name, piece in before.items() if now.get(name) != piece]
+        folder, *more = replaced
+        spill = self._chest._spill
+        return spill.keep_folder(self._key, folder, self._file_id, stale) + more
 
     def _append(self, entry: Entry, base: AnyEntry | None) -> list[str]:
         chest, key = self._chest, self._key
@@ -418,7 +469,13 @@ class Filling:
 
     def __exit__(self, *exception: object) -> None:
         """Remove what was not published."""
-        self._draft.discard()
+        draft, store = self._draft, self.store
+        store.end()
+        if draft.fd >= 0 and store.linked:
+            # Its links serve the next change.
+            spill, file_id = self._chest._spill, self._seal.file_id
+            spill.keep_draft(self._key, draft, file_id, store.fresh)
+        draft.discard()
 
 
 def folder_entry(chest: Upkeep, key: Hashable) -> Entry:
@@ -471,6 +528,13 @@ def pinned(chest: Upkeep, key: Hashable, entry: AnyEntry) -> tuple[Any, Any]:
     try:
         seal = spill.seal(fd, key, entry)
         store = zarr_().FolderStore(path, key, seal.pieces, base=fd)
+    except errors.CorruptValueError as error:
+        system.close(fd)
+        chest.refresh()
+        if same(chest._manifest.index.get(key), entry):
+            raise
+        # A newer generation has the name: look again.
+        raise FileNotFoundError(path) from error
     except BaseException:
         system.close(fd)
         raise

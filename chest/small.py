@@ -12,7 +12,7 @@ from collections.abc import Collection, Hashable, Iterable, Sequence
 import msgspec
 
 from chest import errors, keys
-from chest.folder import refusals
+from chest.folder import SPARE, refusals
 from chest.formats.pickle5 import Pickle5, undecodable
 from chest.index import AnyEntry
 from chest.manifest import Manifest, dead_bits
@@ -167,6 +167,8 @@ class SmallTier:
                     self.store.delete(name)
                 else:
                     left[self.store.set_aside(name)] = None
+                    if isinstance(entry, Entry) and entry.format == "zarr":
+                        left[f"{SPARE}{entry.file_id}"] = None
             except FileNotFoundError:
                 continue  # somebody removed it by hand
             except OSError as error:

@@ -172,7 +172,7 @@ class SpillTier(ReadTier):
         except RuntimeError as error:
             if job.format != "zarr":
                 raise
-            # When the interpreter ends, zarr gets no threads any more.
+            # When the interpreter ends, zarr cannot write any more.
             log.info("%s is no zarr array: %s", errors.short(job.key), error)
             return self._encode_as_asked(job._replace(format=self._fallback))
 
@@ -435,13 +435,14 @@ class SpillTier(ReadTier):
 
     def close(self) -> None:
         """Release the descriptors. Safe to call twice."""
-        self.delete(())
+        self.delete(self.spares())
         self.manifest.close()
 
     def after_fork(self) -> None:
         """Stop sharing descriptors with the parent, in the child."""
         self.manifest.after_fork()
         self._left = set()
+        self.spares()  # the parent's to remove
         self._file_ids = _file_ids()
 
     # -- steps -------------------------------------------------------------------------

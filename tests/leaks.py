@@ -10,6 +10,7 @@ import gc
 import os
 import tempfile
 import threading
+import time
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -74,6 +75,10 @@ def _nothing_left_behind(own_temporary_directory: None) -> Iterator[None]:
         or temporary_chests() - chests
     ):
         gc.collect()  # costs 50 ms with pandas loaded, so only on suspicion
+    # A thread of zarr's pool lets go of what it read a moment after it was waited for.
+    patience = time.monotonic() + PATIENCE
+    while open_files() - files and time.monotonic() < patience:
+        time.sleep(0.01)
     assert not list((open_files() - files).elements()), "the test left files open"
     assert not child_processes() - processes, "the test left processes behind"
     assert not temporary_chests() - chests, "the test left temporary chests behind"

@@ -17,7 +17,15 @@ import contextlib
 import itertools
 import math
 import os
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+import threading
+from collections.abc import (
+    AsyncIterator,
+    Callable,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from typing import Any, NamedTuple
 
 import msgspec
@@ -33,7 +41,7 @@ from zarr.abc.store import (
 )
 from zarr.core.buffer import Buffer, BufferPrototype, default_buffer_prototype
 
-from chest import system
+from chest import lifetime, system
 from chest.errors import CorruptValueError, DecodingError, EncodingError, short
 from chest.folder import SEAL, refusals
 
@@ -43,6 +51,7 @@ __all__ = [
     "Seal",
     "check",
     "check_whole",
+    "common_files",
     "create",
     "damaged",
     "dump",
@@ -58,6 +67,7 @@ __all__ = [
 
 META = "zarr.json"
 CHUNK_NBYTES = 8 << 20  # of a chunk before compression
+MAP_FROM = 1 << 20  # bytes: checking and decoding a map is quicker than a copy
 HASH_NBYTES = 1 << 20  # of what is not contiguous, copied at a time
 # What is read back: none of them runs code that the file names.
 CODECS = frozenset(
@@ -67,6 +77,7 @@ CODECS = frozenset(
 # makes a change of one chunk some twenty times slower.
 FLAT = {"name": "default", "separator": "."}
 VERSION = 1
+_ODD = frozenset({"", ".", "..", SEAL})  # no parts of a name in a seal
 
 
 class Piece(NamedTuple):
@@ -144,7 +155,7 @@ def read_seal(folder: int, path: str, key: object) -> Seal:
     if seal.version > VERSION:
         raise damaged(path, key, f"{SEAL} was written by a newer version of chest")
     for name in seal.pieces:
-        if any(part in ("", ".", "..", SEAL) for part in name.split("/")):
+        if not _ODD.isdisjoint(name.split("/") if "/" in name else (name,)):
             raise damaged(path, key, f"{SEAL} names {name!r}")
     return seal
 
@@ -176,6 +187,8 @@ class FolderStore(Store):
         Descriptor of the folder with these files; -1: there are none. Not closed here.
     draft : int
         Descriptor of the folder that takes changes; -1: read only. Not closed here.
+    linked : set of str
+        The files of *base* that *draft* has as well.
     """
 
     supports_writes = True
@@ -190,14 +203,22 @@ class FolderStore(Store):
         *,
         base: int = -1,
         draft: int = -1,
+        linked: Iterable[str] = (),
     ) -> None:
+        if lifetime.is_ending():
+            # Zarr would wait for ever, for a thread that it was refused.
+            msg = "the interpreter ends, and zarr gets no threads any more"
+            raise RuntimeError(msg)
         super().__init__(read_only=draft < 0)
         self.path, self.key = path, key
         self.pieces = dict(pieces)
         self.fresh: set[str] = set()
+        self.linked = {*linked}
         self._base, self._draft = base, draft
         self._folders: set[str] = {""}
         self._whole: FolderStore | None = None  # whose descriptors these are
+        self._gate = threading.Condition()
+        self._writing, self._ended = 0, False
 
     def __eq__(self, other: object) -> bool:
         return self is other
@@ -216,7 +237,7 @@ class FolderStore(Store):
         new = FolderStore(
             self.path, self.key, self.pieces, base=self._base, draft=draft
         )
-        new.fresh, new._whole = self.fresh, self
+        new.fresh, new.linked, new._whole = self.fresh, self.linked, self
         return new
 
     async def get(
@@ -230,11 +251,12 @@ class FolderStore(Store):
         if piece is None:
             return None
         data = await asyncio.to_thread(self.read, key, piece, byte_range)
+        # Of a map, too: nothing is copied, and what zarr decodes is its own.
         return (prototype or default_buffer_prototype()).buffer.from_bytes(data)
 
     def read(
         self, name: str, piece: Piece, byte_range: ByteRequest | None = None
-    ) -> bytes:
+    ) -> bytes | memoryview:
         """Read one file; checked when it is read whole.
 
         Raises
@@ -245,7 +267,7 @@ class FolderStore(Store):
         folder = self._draft if name in self.fresh else self._base
         start, stop = _span(piece.size, byte_range)
         try:
-            data = _read(folder, name, start, stop - start)
+            data = _content(folder, name, start, stop - start)
         except FileNotFoundError as error:
             raise damaged(self.path, self.key, f"{name} is missing") from error
         whole = len(data) == piece.size
@@ -272,23 +294,53 @@ class FolderStore(Store):
         self._check_writable()
         await asyncio.to_thread(self._set, key, value.as_numpy_array())
 
+    def end(self) -> None:
+        """Take no more changes, and wait for those that zarr's threads are amid.
+
+        They go on when who waits for them is interrupted, and would find something else
+        behind the descriptors later.
+        """
+        with self._gate:
+            self._ended = True
+            self._gate.wait_for(lambda: not self._writing)
+
+    @contextlib.contextmanager
+    def _changing(self) -> Iterator[None]:
+        with self._gate:
+            if self._ended:
+                msg = f"this change of {short(self.key)} is over"
+                raise RuntimeError(msg)
+            self._writing += 1
+        try:
+            yield
+        finally:
+            with self._gate:
+                self._writing -= 1
+                self._gate.notify_all()
+
     def _set(self, name: str, array: np.ndarray[Any, Any]) -> None:
         data = np.ascontiguousarray(array).data.cast("B")
-        with refusals(self.path, "could not be written", self.key):
+        with (
+            self._changing(),
+            refusals(self.path, "could not be written", self.key),
+        ):
             folder = os.path.dirname(name)
             if folder not in self._folders:
                 _make_folders(self._draft, folder)
                 self._folders.add(folder)
             _write(self._draft, name, data)
-        self.pieces[name] = Piece(len(data), xxhash.xxh3_128_hexdigest(data))
-        self.fresh.add(name)
+            self.pieces[name] = Piece(len(data), xxhash.xxh3_128_hexdigest(data))
+            self.linked.discard(name)
+            self.fresh.add(name)
 
     async def delete(self, key: str) -> None:
         """Leave a file out of the draft."""
         self._check_writable()
-        if self.pieces.pop(key, None) and key in self.fresh:
-            self.fresh.discard(key)
-            os.unlink(key, dir_fd=self._draft)
+        with self._changing():
+            if self.pieces.pop(key, None) and key in self.fresh | self.linked:
+                os.unlink(key, dir_fd=self._draft)
+                self.fresh.discard(key)
+                self.linked.discard(key)
 
     async def list(self) -> AsyncIterator[str]:
         """All names."""
@@ -310,12 +362,34 @@ class FolderStore(Store):
 
     def link_rest(self) -> None:
         """Give the draft the files that were not changed, by hard link or copy."""
-        for name in self.pieces.keys() - self.fresh:
+        for name in self.pieces.keys() - self.fresh - self.linked:
             folder = os.path.dirname(name)
             if folder not in self._folders:
                 _make_folders(self._draft, folder)
                 self._folders.add(folder)
             link_or_copy(self._base, name, self._draft)
+
+
+def common_files(draft: int, base: int) -> set[str]:
+    """Names of the files of a draft that are links to those of another open folder.
+
+    All others are removed from the draft.
+
+    Raises
+    ------
+    OSError
+        The disk refused.
+    """
+    with os.scandir(base) as found:
+        numbers = {each.name: each.inode() for each in found}
+    common = set()
+    with os.scandir(draft) as found:
+        for each in found:
+            if numbers.get(each.name) == each.inode():
+                common.add(each.name)
+            else:
+                os.unlink(each.name, dir_fd=draft)
+    return common
 
 
 def link_or_copy(source: int, name: str, target: int) -> None:
@@ -575,7 +649,7 @@ def _span(size: int, byte_range: ByteRequest | None) -> tuple[int, int]:
 
 
 _READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW
-_WRITE = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
+_WRITE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
 
 
 def _read(folder: int, name: str, start: int = 0, size: int | None = None) -> bytes:
@@ -588,11 +662,29 @@ def _read(folder: int, name: str, start: int = 0, size: int | None = None) -> by
         system.close(fd)
 
 
+def _content(folder: int, name: str, start: int, size: int) -> bytes | memoryview:
+    """A part of a file as `_read` gives it, or a map of the whole where it is large."""
+    if start or size < MAP_FROM:
+        return _read(folder, name, start, size)
+    fd = os.open(name, _READ, dir_fd=folder)
+    try:
+        if os.fstat(fd).st_size != size:
+            return system.read_all(fd, start, size)
+        return system.map_file(fd, size)
+    finally:
+        system.close(fd)
+
+
 def _write(folder: int, name: str, data: bytes | memoryview) -> int:
     """A new file in the folder that is open as *folder*, with its mode for files."""
     # Executable bits make sense for the folder only.
     mode = os.fstat(folder).st_mode & 0o666
-    fd = os.open(name, _WRITE, mode, dir_fd=folder)
+    try:
+        fd = os.open(name, _WRITE, mode, dir_fd=folder)
+    except FileExistsError:
+        # Never written over: what has the name may be a link to what was published.
+        os.unlink(name, dir_fd=folder)
+        fd = os.open(name, _WRITE, mode, dir_fd=folder)
     try:
         size = system.write_all(fd, [data])
         system.flush_file(fd)

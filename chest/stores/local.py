@@ -124,6 +124,12 @@ class Draft:
 class FolderDraft:
     """A folder that is being filled and that nobody else sees.
 
+    Parameters
+    ----------
+    home : Folder
+    taken : tuple of int and str, optional
+        An open and locked temporary folder with files in it, and its name.
+
     Attributes
     ----------
     path : str
@@ -135,9 +141,9 @@ class FolderDraft:
     __slots__ = ("_home", "fd", "name", "path")
     suffix = ".zarr"  # what other tools know such a folder by
 
-    def __init__(self, home: Folder) -> None:
+    def __init__(self, home: Folder, taken: tuple[int, str] | None = None) -> None:
         self._home = home
-        self.fd, self.name = home.create_folder()
+        self.fd, self.name = taken or home.create_folder()
         self.path = home.join(self.name)
 
     def finish(self, *, sync: bool) -> None:
@@ -155,6 +161,19 @@ class FolderDraft:
                 finally:
                     system.close(fd)
             system.sync_directory(at)
+
+    def keep(self, name: str, without: Iterable[str]) -> None:
+        """Give the folder a name for `LocalStore.draft_from`; some files are removed.
+
+        Raises
+        ------
+        OSError
+            The disk refused; it is a draft as before.
+        """
+        for each in without:
+            os.unlink(each, dir_fd=self.fd)
+        self._home.rename(self.name, name)
+        self.release()
 
     def release(self) -> None:
         """Give up the lock: the folder is published, or gone. Safe to call twice."""
@@ -214,6 +233,11 @@ class LocalStore:
     def folder_draft(self) -> FolderDraft:
         """Begin a new value that is a folder."""
         return FolderDraft(self.home)
+
+    def draft_from(self, name: str) -> FolderDraft | None:
+        """Make a draft of a folder that is nobody's value; None: gone, or in use."""
+        taken = self.home.claim_folder(name)
+        return None if taken is None else FolderDraft(self.home, taken)
 
     def free_name(self, wanted: str, suffix: str = "") -> str:
         """The name a file that wants to be called *wanted* gets now."""

@@ -13,7 +13,15 @@ import time
 
 from chest.system.files import POSIX
 
-__all__ = ["holder", "lock", "open_directory", "share", "try_lock", "unlock"]
+__all__ = [
+    "holder",
+    "lock",
+    "open_directory",
+    "share",
+    "try_lock",
+    "try_share",
+    "unlock",
+]
 
 LONGEST_NAP = 0.02  # seconds between two tries for a lock
 
@@ -89,13 +97,7 @@ def try_lock(fd: int) -> bool:
     OSError
         As `lock`.
     """
-    try:
-        flock(fd, EXCLUSIVE | AT_ONCE)
-    except OSError as error:
-        if error.errno in (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES):
-            return False
-        raise
-    return True
+    return _tried(fd, EXCLUSIVE)
 
 
 def share(fd: int) -> None:
@@ -106,16 +108,38 @@ def share(fd: int) -> None:
     OSError
         As `lock`.
     """
-    if sys.platform != "win32":
-        fcntl.flock(fd, fcntl.LOCK_SH)
+    if POSIX:
+        flock(fd, SHARED)
     else:
         lock(fd)  # Windows knows no other here
+
+
+def try_share(fd: int) -> bool:
+    """Take a lock that others may share; False while somebody has it alone.
+
+    Raises
+    ------
+    OSError
+        As `lock`.
+    """
+    return _tried(fd, SHARED)
+
+
+def _tried(fd: int, how: int) -> bool:
+    try:
+        flock(fd, how | AT_ONCE)
+    except OSError as error:
+        if error.errno in (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES):
+            return False
+        raise
+    return True
 
 
 if sys.platform != "win32":
     import fcntl
 
-    EXCLUSIVE, AT_ONCE, FREE = fcntl.LOCK_EX, fcntl.LOCK_NB, fcntl.LOCK_UN
+    EXCLUSIVE, SHARED = fcntl.LOCK_EX, fcntl.LOCK_SH
+    AT_ONCE, FREE = fcntl.LOCK_NB, fcntl.LOCK_UN
     # The call itself, without a function around it: each publication makes two.
     flock = fcntl.flock
 
@@ -124,7 +148,7 @@ if sys.platform != "win32":
         flock(fd, FREE)
 
 else:
-    EXCLUSIVE, AT_ONCE, FREE = 2, 4, 8
+    SHARED, EXCLUSIVE, AT_ONCE, FREE = 1, 2, 4, 8
 
     def flock(fd: int, operation: int) -> None:
         """Lock the first byte, or give it back; never blocks, `lock` polls."""

@@ -13,13 +13,14 @@ from chest import Chest
 from tests.processes import helpers
 
 SPAWN = multiprocessing.get_context("spawn")
-CHUNKS = 6
+FEW, MANY = 6, 40  # chunks: of many the replaced folder serves the next change
 
 
 def change_until_killed(path: str, kill_at: int) -> None:
     """Change every chunk, and die at the *kill_at*th call that touches the disk."""
     with Chest(path) as c:
         z = c.zarr("x")
+        z.attrs["unit"] = "m"
         count = 0
 
         def counted(call):
@@ -48,15 +49,15 @@ def set_own_items(path: str, mine: int, start) -> None:
             z[mine * 8 + n] = mine + 1
 
 
-def make(path) -> None:
+def make(path, chunks: int) -> None:
     with Chest(path) as c:
-        c.set("x", np.zeros(CHUNKS * 10), format="zarr", chunks=(10,))
+        c.set("x", np.zeros(chunks * 10), format="zarr", chunks=(10,))
 
 
-def check_old_or_new(path) -> bool:
+def check_old_or_new(path, chunks: int) -> bool:
     with Chest(path) as c:
         value = c["x"]
-        is_new = len(value) == 70
+        is_new = len(value) == (chunks + 1) * 10
         assert (value[: -11 if is_new else None] == is_new).all()
         assert c.verify() == []
         c.zarr("x")[0] = 5
@@ -67,31 +68,35 @@ def check_old_or_new(path) -> bool:
     return is_new
 
 
-@pytest.mark.parametrize("kill_at", [17, 33])
-def test_killed_in_the_middle_of_a_change_the_array_is_old_or_new(kill_at, tmp_path):
-    make(tmp_path / "c")
+@pytest.mark.parametrize(("chunks", "kill_at"), [(FEW, 17), (FEW, 33), (MANY, 150)])
+def test_killed_in_the_middle_of_a_change_the_array_is_old_or_new(
+    chunks, kill_at, tmp_path
+):
+    make(tmp_path / "c", chunks)
     child = SPAWN.Process(
         target=change_until_killed, args=(str(tmp_path / "c"), kill_at)
     )
     child.start()
     child.join()
 
-    assert child.exitcode == -signal.SIGKILL or check_old_or_new(tmp_path / "c")
-    check_old_or_new(tmp_path / "c")
+    killed = child.exitcode == -signal.SIGKILL
+    assert killed or check_old_or_new(tmp_path / "c", chunks)
+    check_old_or_new(tmp_path / "c", chunks)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_killed_at_any_call_of_a_change_the_array_is_old_or_new(tmp_path):
+@pytest.mark.parametrize("chunks", [FEW, MANY])
+def test_killed_at_any_call_of_a_change_the_array_is_old_or_new(chunks, tmp_path):
     states, kill_at = [], 0
     while True:
         kill_at += 1
         path = tmp_path / str(kill_at)
-        make(path)
+        make(path, chunks)
         child = SPAWN.Process(target=change_until_killed, args=(str(path), kill_at))
         child.start()
         child.join()
-        states.append(check_old_or_new(path))
+        states.append(check_old_or_new(path, chunks))
         if child.exitcode == 0:
             break
     # Old until the publication, new from then on.
@@ -135,6 +140,7 @@ def test_arrays_that_are_set_last_are_published_when_the_interpreter_ends(
         "c.set('a', np.zeros(3), format='zarr')\n"
         f"{'c.sync()' if warm else ''}\n"
         "c['p'] = 'x' * 100_000\n"
+        "c.set('y', np.arange(5), format='zarr')\n"
         "c.set('z', np.arange(10), format='zarr')\n"
         "c['q'] = [1] * 5000\n"
     )
@@ -142,7 +148,8 @@ def test_arrays_that_are_set_last_are_published_when_the_interpreter_ends(
     helpers.run(script, tmp_path / "c")
 
     with Chest(tmp_path / "c") as c:
-        assert {*c} == {"a", "p", "z", "q"}
+        assert {*c} == {"a", "p", "y", "z", "q"}
+        assert (c["y"] == np.arange(5)).all()
         assert (c["z"] == np.arange(10)).all()
 
 
