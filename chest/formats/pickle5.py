@@ -418,8 +418,15 @@ def _cloud_pickler() -> Callable[..., Any]:
     import cloudpickle
 
     theirs = cloudpickle.Pickler
-    table = ChainMap(_Pickler.dispatch_table, theirs.dispatch_table)
+    # Cloudpickle would store what the file holds and give back another kind of object.
+    refused = {io.TextIOWrapper: _refuse_file}
+    table = ChainMap(refused, _Pickler.dispatch_table, theirs.dispatch_table)
     return type("_CloudPickler", (theirs,), {"dispatch_table": table})
+
+
+def _refuse_file(file: io.TextIOWrapper) -> Reduced:
+    msg = f"{file.name!r} is an open file; store its name, or what it holds"
+    raise TypeError(msg)
 
 
 # --------------------------------------------------------------------- reading

@@ -401,6 +401,13 @@ def test_errors_of_the_sink_pass_through(value):
     assert type(caught.value) is OSError
 
 
+def test_an_open_file_is_refused_alone_and_beside_code(path):
+    with open(__file__) as file:
+        for value in (file, (file, lambda: 0)):
+            with pytest.raises(errors.EncodingError, match="cannot be pickled"):
+                dump(FORM, value, path)
+
+
 def test_an_unpicklable_value_is_refused_with_its_reason(path):
     with pytest.raises(errors.EncodingError, match="cannot pickle 'generator'"):
         dump(FORM, (n for n in range(3)), path)
