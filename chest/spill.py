@@ -428,10 +428,12 @@ class SpillTier(ReadTier):
 
         Those of the *listed* that are not *held*, by the manifest as it is now.
         """
+        count = 0
         with refusals(self.store.home.path, "could not be swept"):
-            orphans = list(self.store.orphans(held, listed))
-        self.delete(orphans)
-        return len(orphans)
+            for name in self.store.orphans(held, listed):
+                self.delete([name])  # at once: its lock is held as far as the next one
+                count += 1
+        return count
 
     def close(self) -> None:
         """Release the descriptors. Safe to call twice."""

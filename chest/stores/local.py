@@ -70,20 +70,22 @@ class Draft:
             self._home.link(path, name)
         except OSError:
             return False  # another file system, or one without links: it is copied
-        fd = -1
         try:
             fd = self._home.open(name)
-            adopted = system.try_lock(fd)  # unless somebody else adopts it just now
+        except FileNotFoundError:
+            return False  # the sweep came between the calls
+        try:
+            # Unless somebody else adopts it just now, or the sweep took it.
+            adopted = system.try_lock(fd) and self._home.stat(name) is not None
             if adopted:
                 self._home.unlink(self.name)
         except BaseException:
-            if fd >= 0:
-                system.close(fd)
-            self._home.unlink(name)
+            system.close(fd)
+            self._home.unlink(name, missing_ok=True)
             raise
         if not adopted:
             system.close(fd)
-            self._home.unlink(name)
+            self._home.unlink(name, missing_ok=True)
             return False
         system.close(self._fd)
         self._fd, self.name, self.path = fd, name, self._home.join(name)
@@ -407,6 +409,9 @@ class LocalStore:
         Drafts whose writer died, and values whose record was never written or was
         replaced before their writer died. A file in the user's own format cannot be
         told from a foreign one, so it is left alone.
+
+        Whoever removes a draft does so before asking for the next: its lock is held
+        until then. A writer that has just made it waits for the lock, and sees.
         """
         for name in listed:
             if name in held:
@@ -425,10 +430,13 @@ class LocalStore:
             except OSError:
                 continue  # gone, or planted: not ours to remove
             try:
-                if system.try_lock(fd):
+                free = system.try_lock(fd)
+                if free and not name.startswith(PACK):
                     yield name
             finally:
                 system.close(fd)
+            if free and name.startswith(PACK):
+                yield name  # removing it takes its lock again
 
     def _is_left(self, name: str) -> bool:
         """Nobody has the folder open."""

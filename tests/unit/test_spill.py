@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from chest import errors
+from chest import errors, system
+from chest.folder import Folder
 from chest.opening import open_tier
 from chest.settings import Settings
 from chest.small import SLOW_NBYTES
@@ -143,6 +144,49 @@ def test_the_sweep_takes_what_the_dead_left(tier: SpillTier, chest_dir: Path) ->
         assert swept(tier) == 2
         assert tier.publish([living]) == []
     assert files(chest_dir) == {"held", "later"}
+
+
+def test_the_sweep_holds_the_lock_of_a_draft_that_it_removes(
+    tier: SpillTier, chest_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A writer that made it just now waits for its lock, and then sees that it is gone.
+    (chest_dir / ".tmp-dead").touch()
+    unlink, free = Folder.unlink, []
+
+    def watched(home: Folder, name: str, *, missing_ok: bool = False) -> None:
+        fd = home.open(name)
+        free.append(system.try_lock(fd))
+        system.close(fd)
+        unlink(home, name, missing_ok=missing_ok)
+
+    monkeypatch.setattr(Folder, "unlink", watched)
+    with tier.exclusive():
+        assert swept(tier) == 1
+    assert free == [False]
+
+
+@pytest.mark.parametrize("moment", ["before it is opened", "before it is locked"])
+def test_a_link_that_the_sweep_takes_is_not_adopted(
+    tier: SpillTier, chest_dir: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    put(tier, "x", 1)
+    draft = tier.store.draft()
+    if moment == "before it is opened":
+        do, what = Folder.open, Folder
+    else:
+        do, what = system.try_lock, system
+
+    def late(*args: object) -> object:
+        for link in chest_dir.glob(".tmp-*-link"):
+            link.unlink()
+        return do(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(what, do.__name__, late)
+        assert not draft.adopt(str(chest_dir / "x"))
+    assert (chest_dir / draft.name).exists()
+    draft.discard()
+    assert files(chest_dir) == {"x"}
 
 
 def test_a_file_that_cannot_be_removed_is_left_to_the_sweep(
