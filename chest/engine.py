@@ -75,9 +75,10 @@ class Engine(Packing):
 
     # -- from memory to disk -----------------------------------------------------------
 
-    def _make_room(self, slot: Slot) -> None:
-        """Bring memory within the budget after *slot* was set."""
-        if slot.nbytes > self._memory.budget:
+    def _make_room(self, key: Hashable) -> None:
+        """Bring memory within the budget after *key* was set."""
+        slot = self._slots.get(key)
+        if slot is not None and slot.nbytes > self._memory.budget:
             self._evict([slot])  # it is not kept, so nobody has to leave for it
         self.shrink()
 
@@ -213,7 +214,7 @@ class Engine(Packing):
                         self._memory.drop(slot)
                         self._fresh.pop(slot.key, None)
                     continue
-                result.entry.birth = (known or slot).birth
+                result.entry.birth = self._birth_of(slot.key)
                 if not slot.dirty and slot.entry is not None:
                     result.entry.expires = slot.entry.expires  # changed in place
                 current.append((slot, result))
@@ -231,7 +232,7 @@ class Engine(Packing):
         return Job(
             slot.key,
             value,
-            slot.birth,
+            0,  # its birth is known when it is published
             slot.nbytes,
             slot.cost,
             form or self._settings.format,
@@ -335,13 +336,11 @@ class Engine(Packing):
         """Take a value that was read into memory, unless it is too large or too late."""
         memory = self._memory
         with self.lock:
-            if key in self._slots:
-                return self._values[
-                    key
-                ]  # another thread was quicker: one object for all
+            if key in self._values:
+                return self._values[key]  # another thread was quicker: one for all
             if not same(self._manifest.index.get(key), entry):
                 return value
-            slot = memory.put(key, value, entry.birth, *weight)
+            slot = memory.put(key, value, *weight)
             slot.dirty, slot.entry = False, entry
             slot.options = (entry.format, entry.mapped)
             slot.cost = entry.cost or seconds
@@ -359,12 +358,11 @@ class Engine(Packing):
         weight = weigh(value)
         self._acquire()
         try:
-            if key in self._slots:
+            if key in self._values:
                 return self._values[key]  # another thread was quicker
             now = self._manifest.index.get(key)
             if now is entry or same(now, entry):
-                birth = entry.batch.birth(entry.place)
-                memory.put_read(key, value, entry, weight, birth)
+                memory.put_read(key, value, entry, weight)
         finally:
             self._unlock()
         if memory.used > memory.budget:
@@ -405,11 +403,17 @@ class Engine(Packing):
     def _sync(self, *, keep: bool) -> None:
         """Write everything; raise the first error after all the rest was written."""
         self._check_open()
+        memory, before = self._memory, self._memory.used
+        self._pack_bare(keep=keep)
         with self.lock:
-            slots = [*self._slots.values()]
-        leaving = 0 if keep else _kept_by_allocator(slots)
-        self._raise_first(self._write_out(slots, keep=keep))
-        self._give_back(leaving)
+            if not keep:
+                memory.drop_bare()
+            leaving = before - memory.used
+            slots = memory.unwritten()
+        failed = self._write_out(slots, keep=keep)
+        if not keep:
+            self._give_back(leaving + _kept_by_allocator(slots))
+        self._raise_first(failed)
         if self._settings.readonly:
             return
         self._bury()
@@ -496,7 +500,7 @@ class Engine(Packing):
         if self._closed:
             return
         self._spill.after_fork()
-        for slot in self._slots.values():
+        for slot in self._memory.unwritten():
             slot.inherited = slot.dirty
 
     def _write_last(self, slots: Sequence[Slot]) -> list[tuple[Slot, Exception]]:
@@ -518,7 +522,7 @@ class Engine(Packing):
                 ours = self._explicitly_given_path or self._pid != os.getpid()
                 if ours and not self._settings.readonly:
                     slots = [
-                        slot for slot in self._slots.values() if not slot.inherited
+                        slot for slot in self._memory.unwritten() if not slot.inherited
                     ]
                     failed = self._write_last(slots)
                     # Where another process dropped the chest nothing lies in the log.
