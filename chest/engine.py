@@ -36,7 +36,7 @@ from chest.folder import (
 from chest.index import AnyEntry, same
 from chest.ledger import Changed, generation
 from chest.log import MOVED, NAME
-from chest.memory import Options, Slot, Weight, weigh
+from chest.memory import PICKLED, Options, Slot, Weight, weigh
 from chest.packing import Packing
 from chest.packs import Packed
 from chest.readtier import Loaded, missing
@@ -355,14 +355,20 @@ class Engine(Packing):
     def _admit_small(self, key: Hashable, value: Any, entry: Packed) -> Any:
         """`_admit` for a value from a pack, without what only others need."""
         memory = self._memory
-        weight = weigh(value)
+        plain, buffers = weigh(value)
         self._acquire()
         try:
             if key in self._values:
                 return self._values[key]  # another thread was quicker
-            now = self._manifest.index.get(key)
-            if now is entry or same(now, entry):
-                memory.put_read(key, value, entry, weight)
+            if not same(self._manifest.index.get(key), entry):
+                pass  # replaced meanwhile: it is the caller's only
+            elif buffers is None and plain <= memory.budget:
+                memory.came(key, value, plain)
+            else:
+                slot = memory.put(key, value, plain, buffers, None, PICKLED)
+                slot.dirty, slot.entry = False, entry
+                if slot.nbytes > memory.budget:
+                    memory.drop(slot)
         finally:
             self._unlock()
         if memory.used > memory.budget:
@@ -521,9 +527,7 @@ class Engine(Packing):
             try:
                 ours = self._explicitly_given_path or self._pid != os.getpid()
                 if ours and not self._settings.readonly:
-                    slots = [
-                        slot for slot in self._memory.unwritten() if not slot.inherited
-                    ]
+                    slots = [s for s in self._memory.unwritten() if not s.inherited]
                     failed = self._write_last(slots)
                     # Where another process dropped the chest nothing lies in the log.
                     with contextlib.suppress(errors.DroppedError):

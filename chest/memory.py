@@ -32,7 +32,7 @@ from chest import eviction, sizing
 from chest.index import AnyEntry
 from chest.protocols import Policy
 
-__all__ = ["MemoryTier", "Options", "Slot", "Slots", "Weight", "weigh"]
+__all__ = ["PICKLED", "MemoryTier", "Options", "Slot", "Slots", "Weight", "weigh"]
 
 SMALL = 4096  # bytes; victims below it leave many at a time
 ROOM = 16  # small victims leave until 1/ROOM of the budget is free
@@ -190,28 +190,13 @@ class MemoryTier:
         self._count_bytes(plain)
         return slot
 
-    def put_read(
-        self, key: Hashable, value: Any, entry: AnyEntry, weight: Weight
-    ) -> bool:
-        """Take in *value*, just read, of a key that is not there; False: too large. O(1).
-
-        As `put`, in one step: this is the way of every small value that is read.
-        """
-        plain, buffers = weight
-        if buffers is not None:
-            if plain + sum(buffers.values()) > self.budget:
-                return False
-            slot = self.put(key, value, plain, buffers, None, PICKLED)
-            slot.dirty, slot.entry = False, entry
-            return True
-        if plain > self.budget:
-            return False
+    def came(self, key: Hashable, value: Any, plain: int) -> None:
+        """Take in *value*, just read, that cannot change, of a key that is not there."""
         if self.newest or self.touched:
             self.note()
         self.values[key] = value
         self._uses.append(key)
         self.used += plain
-        return True
 
     def slot(self, key: Hashable) -> Slot | None:
         """The slot of *key*, made if its value is bare; None: it is not in memory. O(1)."""

@@ -196,6 +196,8 @@ class SmallTier:
 
     def read_small(self, key: Hashable, entry: AnyEntry) -> object:
         """Read a value from its pack, or from the log; no lock. Raises as `read`."""
+        if type(entry) is Packed:
+            return self.decode_small(key, entry, self.packs.read(entry, key))
         return self.decode_small(key, entry, self.raw(key, entry))
 
     def decode_small(self, key: Hashable, entry: AnyEntry, data: bytes) -> object:
