@@ -51,7 +51,6 @@ log = logging.getLogger("chest")
 
 GIVE_BACK_AFTER = 64 << 20  # bytes that left memory; asking the allocator takes 1-5 ms
 KEPT_NBYTES = 32 << 20  # larger blocks go back at once (glibc's largest mmap threshold)
-MOST_OPEN_FILES = 512  # handed to the user's open_many at once, as by chest 0.2.3
 MISSING: Any = object()
 MOST_LOOKS = 100  # times a reader follows a key that others keep replacing
 
@@ -382,22 +381,6 @@ class Engine(Packing):
             self._admit(
                 key, value, entry, loaded.weight, loaded.seconds, readonly=loaded.mapped
             )
-
-    def _fetch_together(self, wanted: Sequence[Hashable]) -> None:
-        """`_fetch` by the user's `open_many`, some hundred files at a time."""
-        options, join = self._settings, self._spill.store.home.join
-        for start in range(0, len(wanted), MOST_OPEN_FILES):
-            found = []
-            for key in wanted[start : start + MOST_OPEN_FILES]:
-                entry = self._manifest.index.get(key)
-                if entry is None:
-                    raise KeyError(key)
-                found.append((key, entry))
-            paths = [join(entry.name) for _, entry in found]
-            with options.open_many(paths, mode="r" + options.mode) as files:
-                for (key, entry), file in zip(found, files, strict=True):
-                    value = options.load(file)
-                    self._admit(key, value, entry, weigh(value), 0.0)
 
     def _mapped(self, entry: AnyEntry) -> str | None:
         """How a value may use the map of its file."""
