@@ -326,7 +326,7 @@ class Atomic(Bulk):
                 if (expires, birth) != (entry.expires, entry.birth):
                     self._spill.amend(key, entry, expires, birth)
                 if slot is not None:
-                    slot.entry, slot.birth = self._manifest.index.get(key), birth
+                    slot.entry = self._manifest.index.get(key)
                 return True
 
     def _etag(self, key: Hashable) -> int:
@@ -417,10 +417,9 @@ class Atomic(Bulk):
         slot = self._slots.get(key)
         plain, buffers = weight
         size = len(data)
-        known = slot or old
         entry = Entry(
             old.text if type(old) is Entry else keys.encode(key),
-            known.birth if known else self._manifest.index.next_birth(),
+            self._birth_of(key) if old is None else old.birth,
             size=size,
             nbytes=plain + sum(buffers.values()) if buffers else plain,
             value=data,
@@ -447,7 +446,7 @@ class Atomic(Bulk):
                 return replaced
             if slot.dirty:
                 self._fresh.pop(key, None)
-        slot = memory.put(key, value, entry.birth, plain, buffers, slot, options)
+        slot = memory.put(key, value, plain, buffers, slot, options)
         slot.dirty, slot.entry = False, entry
         if memory.used > memory.budget:
             memory.drop(slot)  # it is written, so it goes before others have to
@@ -479,7 +478,7 @@ class Atomic(Bulk):
         self._manifest.check_writable()
         weight = weigh(value)
         total = weight[0] + sum((weight[1] or {}).values())
-        job = self._job(Slot(key, total, 0, 0, 0, options=options), value)
+        job = self._job(Slot(key, total, total, options=options), value)
         written = (self._inlined([job]) or [self._spill.encode(job)])[0]
         written.entry.expires = expires
         return _New(written, value, weight, options)
@@ -489,19 +488,17 @@ class Atomic(Bulk):
 
         Returns names to delete once the lock is free.
         """
-        index, ended = self._manifest.index, set(gone)
+        ended = set(gone)
         for each in new:
             key, entry, _ = each.written
-            known = None if key in ended else self._slots.get(key) or index.get(key)
-            entry.birth = known.birth if known else index.next_birth()
+            ends = key in ended
+            entry.birth = self._next_birth() if ends else self._birth_of(key)
         replaced = self._spill.publish([each.written for each in new], gone=gone)
         self._forget_slots(gone)
         for each in new:
             key, entry, _ = each.written
             known = self._slots.get(key)
-            slot = self._memory.put(
-                key, each.value, entry.birth, *each.weight, known, each.options
-            )
+            slot = self._memory.put(key, each.value, *each.weight, known, each.options)
             slot.dirty, slot.entry = False, entry
             self._fresh.pop(key, None)
             if slot.nbytes > self._memory.budget:

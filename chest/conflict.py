@@ -76,6 +76,6 @@ class Settling(Engine):
                 self._slots.get(key) is not slot
             ):  # another thread set it, knowing theirs
                 return slot
-            new = self._memory.put(key, value, slot.birth, *weight, slot, slot.options)
+            new = self._memory.put(key, value, *weight, slot, slot.options)
             new.seen = generation(entry)
         return new

@@ -219,23 +219,24 @@ class Chest(Arrays, Atomic, MutableMapping[Any, Any]):
         try:
             if self._closed:  # by another thread, since the look above
                 self._refuse()
-            if key in self._slots:
-                known = self._slots[key]
-                slot = memory.put(key, value, known.birth, plain, buffers, known)
+            if key in self._values:
+                memory.put(key, value, plain, buffers, self._slots.get(key))
+            elif self._manifest.index.has(key):
+                memory.put(key, value, plain, buffers)
+            elif buffers is None:
+                # What the memory tier calls bare: all that is done for a new small value.
+                if memory.touched:
+                    memory.note()
+                self._values[key] = value
+                memory.newest.append(key)
+                memory.used += plain
             else:
-                # `_new_birth`, without the call: this is every new key's way.
-                index = self._manifest.index
-                entry = index.get(key)
-                if entry is None:
-                    index.birth = birth = index.birth + 1
-                    slot = memory.put(key, value, birth, plain, buffers)
-                    self._newest.append(slot)
-                else:
-                    slot = memory.put(key, value, entry.birth, plain, buffers)
+                memory.put(key, value, plain, buffers)
+                memory.fresh[key] = None
         finally:
             self._unlock()
         if memory.used > memory.budget:
-            self._make_room(slot)
+            self._make_room(key)
 
     def set(
         self,
@@ -317,11 +318,13 @@ class Chest(Arrays, Atomic, MutableMapping[Any, Any]):
         memory = self._memory
         with self.lock:
             self._check_open()
-            known = self._slots.get(key)
-            slot = memory.put(key, value, self._birth(key), *weight, known, options)
-            slot.seen = generation(self._manifest.index.get(key))
+            known, entry = self._slots.get(key), self._manifest.index.get(key)
+            slot = memory.put(key, value, *weight, known, options)
+            slot.seen = generation(entry)
+            if entry is None:
+                memory.fresh.setdefault(key, None)
         if memory.used > memory.budget:
-            self._make_room(slot)
+            self._make_room(key)
 
     def __delitem__(self, key: Hashable) -> None:
         """Remove *key* for everyone, at once; its value is not read."""

@@ -36,7 +36,7 @@ from chest.folder import (
 from chest.index import AnyEntry, same
 from chest.ledger import Changed, generation
 from chest.log import MOVED, NAME
-from chest.memory import Options, Slot, Weight, weigh
+from chest.memory import PICKLED, Options, Slot, Weight, weigh
 from chest.packing import Packing
 from chest.packs import Packed
 from chest.readtier import Loaded, missing
@@ -51,7 +51,6 @@ log = logging.getLogger("chest")
 
 GIVE_BACK_AFTER = 64 << 20  # bytes that left memory; asking the allocator takes 1-5 ms
 KEPT_NBYTES = 32 << 20  # larger blocks go back at once (glibc's largest mmap threshold)
-MOST_OPEN_FILES = 512  # handed to the user's open_many at once, as by chest 0.2.3
 MISSING: Any = object()
 MOST_LOOKS = 100  # times a reader follows a key that others keep replacing
 
@@ -75,9 +74,10 @@ class Engine(Packing):
 
     # -- from memory to disk -----------------------------------------------------------
 
-    def _make_room(self, slot: Slot) -> None:
-        """Bring memory within the budget after *slot* was set."""
-        if slot.nbytes > self._memory.budget:
+    def _make_room(self, key: Hashable) -> None:
+        """Bring memory within the budget after *key* was set."""
+        slot = self._slots.get(key)
+        if slot is not None and slot.nbytes > self._memory.budget:
             self._evict([slot])  # it is not kept, so nobody has to leave for it
         self.shrink()
 
@@ -213,7 +213,7 @@ class Engine(Packing):
                         self._memory.drop(slot)
                         self._fresh.pop(slot.key, None)
                     continue
-                result.entry.birth = (known or slot).birth
+                result.entry.birth = self._birth_of(slot.key)
                 if not slot.dirty and slot.entry is not None:
                     result.entry.expires = slot.entry.expires  # changed in place
                 current.append((slot, result))
@@ -231,7 +231,7 @@ class Engine(Packing):
         return Job(
             slot.key,
             value,
-            slot.birth,
+            0,  # its birth is known when it is published
             slot.nbytes,
             slot.cost,
             form or self._settings.format,
@@ -335,13 +335,11 @@ class Engine(Packing):
         """Take a value that was read into memory, unless it is too large or too late."""
         memory = self._memory
         with self.lock:
-            if key in self._slots:
-                return self._values[
-                    key
-                ]  # another thread was quicker: one object for all
+            if key in self._values:
+                return self._values[key]  # another thread was quicker: one for all
             if not same(self._manifest.index.get(key), entry):
                 return value
-            slot = memory.put(key, value, entry.birth, *weight)
+            slot = memory.put(key, value, *weight)
             slot.dirty, slot.entry = False, entry
             slot.options = (entry.format, entry.mapped)
             slot.cost = entry.cost or seconds
@@ -356,15 +354,20 @@ class Engine(Packing):
     def _admit_small(self, key: Hashable, value: Any, entry: Packed) -> Any:
         """`_admit` for a value from a pack, without what only others need."""
         memory = self._memory
-        weight = weigh(value)
+        plain, buffers = weigh(value)
         self._acquire()
         try:
-            if key in self._slots:
+            if key in self._values:
                 return self._values[key]  # another thread was quicker
-            now = self._manifest.index.get(key)
-            if now is entry or same(now, entry):
-                birth = entry.batch.birth(entry.place)
-                memory.put_read(key, value, entry, weight, birth)
+            if not same(self._manifest.index.get(key), entry):
+                pass  # replaced meanwhile: it is the caller's only
+            elif buffers is None and plain <= memory.budget:
+                memory.came(key, value, plain)
+            else:
+                slot = memory.put(key, value, plain, buffers, None, PICKLED)
+                slot.dirty, slot.entry = False, entry
+                if slot.nbytes > memory.budget:
+                    memory.drop(slot)
         finally:
             self._unlock()
         if memory.used > memory.budget:
@@ -379,22 +382,6 @@ class Engine(Packing):
                 key, value, entry, loaded.weight, loaded.seconds, readonly=loaded.mapped
             )
 
-    def _fetch_together(self, wanted: Sequence[Hashable]) -> None:
-        """`_fetch` by the user's `open_many`, some hundred files at a time."""
-        options, join = self._settings, self._spill.store.home.join
-        for start in range(0, len(wanted), MOST_OPEN_FILES):
-            found = []
-            for key in wanted[start : start + MOST_OPEN_FILES]:
-                entry = self._manifest.index.get(key)
-                if entry is None:
-                    raise KeyError(key)
-                found.append((key, entry))
-            paths = [join(entry.name) for _, entry in found]
-            with options.open_many(paths, mode="r" + options.mode) as files:
-                for (key, entry), file in zip(found, files, strict=True):
-                    value = options.load(file)
-                    self._admit(key, value, entry, weigh(value), 0.0)
-
     def _mapped(self, entry: AnyEntry) -> str | None:
         """How a value may use the map of its file."""
         mapped = entry.mapped or self._settings.mapped
@@ -405,11 +392,17 @@ class Engine(Packing):
     def _sync(self, *, keep: bool) -> None:
         """Write everything; raise the first error after all the rest was written."""
         self._check_open()
+        memory, before = self._memory, self._memory.used
+        self._pack_bare(keep=keep)
         with self.lock:
-            slots = [*self._slots.values()]
-        leaving = 0 if keep else _kept_by_allocator(slots)
-        self._raise_first(self._write_out(slots, keep=keep))
-        self._give_back(leaving)
+            if not keep:
+                memory.drop_bare()
+            leaving = before - memory.used
+            slots = memory.unwritten()
+        failed = self._write_out(slots, keep=keep)
+        if not keep:
+            self._give_back(leaving + _kept_by_allocator(slots))
+        self._raise_first(failed)
         if self._settings.readonly:
             return
         self._bury()
@@ -496,7 +489,7 @@ class Engine(Packing):
         if self._closed:
             return
         self._spill.after_fork()
-        for slot in self._slots.values():
+        for slot in self._memory.unwritten():
             slot.inherited = slot.dirty
 
     def _write_last(self, slots: Sequence[Slot]) -> list[tuple[Slot, Exception]]:
@@ -517,9 +510,7 @@ class Engine(Packing):
             try:
                 ours = self._explicitly_given_path or self._pid != os.getpid()
                 if ours and not self._settings.readonly:
-                    slots = [
-                        slot for slot in self._slots.values() if not slot.inherited
-                    ]
+                    slots = [s for s in self._memory.unwritten() if not s.inherited]
                     failed = self._write_last(slots)
                     # Where another process dropped the chest nothing lies in the log.
                     with contextlib.suppress(errors.DroppedError):

@@ -301,7 +301,7 @@ class Index:
             self.expired.pop(key, None)
         births = batch.births()
         new = births[0] > self.last_birth and births == sorted(births)
-        if new and not dead and self._are_new(named):
+        if new and not dead and self.are_new(named):
             # The usual case, new keys in order, at the speed of C.
             packed = map(Packed, repeat(batch), range(len(named)))
             entries.update(zip(named, packed, strict=True))
@@ -317,6 +317,12 @@ class Index:
             if old is not None:
                 self._outdate(key, old)
             self._put(key, Packed(batch, place), births[place], old)
+
+    def are_new(self, named: Sequence[Hashable]) -> bool:
+        """Whether none of these keys was ever here, as far as is known in memory."""
+        if not self.entries.keys().isdisjoint(named):
+            return False
+        return self.base is None or not any(map(self.has, named))
 
     def note(self, changed: Sequence[Hashable]) -> None:
         """Add keys to the `journal`, if anybody reads it."""
@@ -423,11 +429,6 @@ class Index:
             self._replace(self.entries)
 
     # -- steps -------------------------------------------------------------------------
-
-    def _are_new(self, named: Sequence[Hashable]) -> bool:
-        if not self.entries.keys().isdisjoint(named):
-            return False
-        return self.base is None or all(self.get(key) is None for key in named)
 
     def _put(
         self, key: Hashable, entry: AnyEntry, birth: int, old: AnyEntry | None

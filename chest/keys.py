@@ -25,7 +25,7 @@ import hashlib
 import math
 import pickle
 import re
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from decimal import Decimal
 from fractions import Fraction
 from numbers import Number
@@ -44,6 +44,7 @@ __all__ = [
     "encode",
     "key_to_filename",
     "line",
+    "lines",
     "text",
 ]
 
@@ -178,6 +179,16 @@ def line(key: Hashable) -> bytes:
         except UnicodeEncodeError:
             pass  # lone surrogates: `encode` has a way
     return _encode_json(encode(key))
+
+
+def lines(keys: Sequence[Hashable]) -> list[bytes]:
+    """`line` of each."""
+    if {*map(type, keys)} == {str}:
+        try:
+            return [*map(_encode_json, keys)]
+        except UnicodeEncodeError:
+            pass  # as in `line`
+    return [*map(line, keys)]
 
 
 def canonical(key: Hashable) -> bytes:

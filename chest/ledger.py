@@ -7,10 +7,10 @@ Locks, always in this order: the chest's own (threads), the manifest's (processe
 
 Invariants
 ----------
-C1  `_fresh` holds the keys that are in memory and in no record, with their births; the
-    latest of them wait in `_newest`, as slots, until somebody asks.
-C2  A clean slot carries the entry that it equals; when another process publishes the key,
-    the slot goes.
+C1  `_fresh` holds the keys that are in memory and in no record. They get their births when
+    somebody asks, always before any younger key does.
+C2  A clean value equals the entry that its slot carries, or when it is bare (see
+    `chest.memory`) that of the manifest; when another process publishes the key, it goes.
 """
 
 from __future__ import annotations
@@ -24,11 +24,14 @@ from typing import Any, NoReturn
 from chest import errors, expiry
 from chest.eviction import policy as make_policy
 from chest.index import AnyEntry
-from chest.memory import MemoryTier, Slot
+from chest.memory import MemoryTier, Slot, Slots
 from chest.opening import open_tier, temporary_folder
 from chest.settings import Settings, absolute
 
 __all__ = ["Changed", "Ledger", "Publishing", "generation"]
+
+
+MISSING: Any = object()
 
 
 class Ledger:
@@ -41,10 +44,8 @@ class Ledger:
         "_count",
         "_explicitly_given_path",
         "_freed",
-        "_fresh_births",
         "_manifest",
         "_memory",
-        "_newest",
         "_packs",
         "_pid",
         "_savers",
@@ -84,6 +85,7 @@ class Ledger:
         # Packs, and how much of each was dead, that compaction could not empty.
         self._unmoved: frozenset[tuple[str, int]] = frozenset()
         self._make_lock()
+        self._values = self._memory.values
         # Signed files are signed one by one, and only a pickle needs no footer.
         self._packs = (
             settings.pack and settings.format == "pickle" and settings.sign_key is None
@@ -97,11 +99,7 @@ class Ledger:
                 )  # the first error tells why
             raise
         self._manifest = self._spill.manifest
-        self._slots = self._memory.slots
-        self._values = self._memory.values
         self._count, self._touch = self._memory.count, self._memory.touch
-        self._fresh_births: dict[Hashable, int] = {}
-        self._newest: list[Slot] = []
         self._spills = self._freed = 0
         self._savers: list[Any] = []  # what counts the time that memoizing saves
         self._word: Any
@@ -112,6 +110,7 @@ class Ledger:
         """A new lock between threads; its methods at hand, which a set is quicker by."""
         self.lock = threading.RLock()
         self._acquire, self._unlock = self.lock.acquire, self.lock.release
+        self._slots = Slots(self._memory, self.lock)
 
     # -- seeing what others published ---------------------------------------------------
 
@@ -147,31 +146,34 @@ class Ledger:
 
     def _drop_stale(self) -> None:
         """`_absorb`, as far as memory goes."""
-        manifest = self._manifest
+        manifest, memory = self._manifest, self._memory
         if manifest.reloaded:
             self._spill.packs.keep_only({each.name for each in manifest.index.batches})
-            changed: Sequence[Hashable] = [*self._slots]
+            memory.drop_bare()  # what they were equal to is not known any more
+            changed: Sequence[Hashable] = [*self._values]
         elif manifest.changed:
-            changed = [key for key in manifest.changed if key in self._slots]
+            changed = [key for key in manifest.changed if key in self._values]
         else:
             return
-        if self._fresh:
+        fresh = self._fresh
+        if fresh:
             self._give_way(manifest.changed)
         manifest.changed, manifest.reloaded = set(), False
         for key in changed:
-            slot, entry = self._slots[key], manifest.index.get(key)
+            entry = manifest.index.get(key)
+            if entry is None and key in fresh:
+                continue
+            slot = self._slots[key]
             if slot.dirty:
                 # Set here, published there: whoever publishes last wins, as documented.
                 if entry is None:
                     self._revive(slot)
                 else:
-                    self._fresh.pop(key, None)
-                    slot.birth = entry.birth  # perhaps it was moved to another place
+                    fresh.pop(key, None)
             elif entry is None or generation(entry) != generation(slot.entry):
-                self._memory.drop(slot)
+                memory.drop(slot)
             else:
-                # The same value, perhaps in another file, or at another place.
-                slot.entry, slot.birth = entry, entry.birth
+                slot.entry = entry  # the same value, perhaps in another file
 
     def _watch(self) -> None:
         """Note what a look compares: what was published, and the next deadline."""
@@ -183,18 +185,17 @@ class Ledger:
 
     def _give_way(self, published: Iterable[Hashable]) -> None:
         """Settle births that two processes gave at once: who published keeps the place."""
-        find = self._manifest.index.get
+        find, fresh = self._manifest.index.get, self._fresh
         births = [entry.birth for key in published if (entry := find(key))]
-        if births and max(births) >= min(self._fresh.values()):
-            for key in self._fresh:
-                birth = self._fresh[key] = self._manifest.index.next_birth()
-                self._slots[key].birth = birth
+        given = [birth for birth in fresh.values() if birth is not None]
+        if births and given and max(births) >= min(given):
+            fresh.update(dict.fromkeys(fresh))  # they get others when somebody asks
+            self._memory.changes += 1
 
     def _revive(self, slot: Slot) -> None:
         """A dirty value whose key somebody deleted is set anew, and comes last."""
         slot.seen = 0
-        if slot.key not in self._fresh:
-            slot.birth = self._fresh[slot.key] = self._manifest.index.next_birth()
+        self._fresh.setdefault(slot.key, None)
 
     def _publishing(self) -> Publishing:
         """Hold both locks in a ``with`` block, with everything seen."""
@@ -240,59 +241,74 @@ class Ledger:
 
     # -- order -------------------------------------------------------------------------
 
-    def _birth(self, key: Hashable) -> int:
-        """The birth of a key that is being set; a new key becomes fresh. Lock held."""
-        if key in self._slots:
-            return self._slots[key].birth
-        return self._new_birth(key)
-
-    def _new_birth(self, key: Hashable) -> int:
-        """`_birth` of a key that is not in memory."""
-        index = self._manifest.index
-        entry = index.get(key)
+    def _birth_of(self, key: Hashable) -> int:
+        """The birth that *key* has, or gets when it is set now. Lock held."""
+        entry = self._manifest.index.get(key)
         if entry is not None:
             return entry.birth
-        index.birth = birth = self._fresh[key] = index.birth + 1
-        return birth
+        return self._born().get(key) or self._manifest.index.next_birth()
+
+    def _next_birth(self) -> int:
+        """A birth after all that were given, or are to be given. Lock held."""
+        self._born()
+        return self._manifest.index.next_birth()
 
     @property
-    def _fresh(self) -> dict[Hashable, int]:
-        """See C1; those in `_newest` are entered first, which takes the lock."""
-        # A set of a new key only appends to a list: one look-up of a dict less.
-        if self._newest:
+    def _fresh(self) -> dict[Hashable, int | None]:
+        """See C1."""
+        memory = self._memory
+        if memory.newest:
             with self.lock:
-                for slot in self._newest:
-                    self._fresh_births[slot.key] = slot.birth
-                self._newest.clear()
-        return self._fresh_births
+                memory.note()
+        return memory.fresh
+
+    def _born(self) -> dict[Hashable, Any]:
+        """`_fresh`, with a birth for each of them. Lock held."""
+        # Those without stand at the end; of many that were just set, all are.
+        fresh: dict[Hashable, Any] = self._fresh
+        unborn: list[Hashable] = []
+        if fresh and next(iter(fresh.values())) is None:
+            unborn = [*fresh]
+        else:
+            for key, birth in reversed(fresh.items()):
+                if birth is not None:
+                    break
+                unborn.append(key)
+            unborn.reverse()
+        if unborn:
+            index = self._manifest.index
+            first, index.birth = index.birth + 1, index.birth + len(unborn)
+            fresh.update(zip(unborn, range(first, index.birth + 1), strict=True))
+        return fresh
 
     def _ordered(self) -> list[Hashable]:
         """All keys in order of birth. Lock held; O(keys)."""
-        index = self._manifest.index
-        if not self._fresh:
+        index, fresh = self._manifest.index, self._born()
+        if not fresh:
             return index.keys()
-        if next(iter(self._fresh.values())) > index.last_birth:
-            return [*index.keys(), *self._fresh]
+        if next(iter(fresh.values())) > index.last_birth:
+            return [*index.keys(), *fresh]
         births = {key: (entry.birth, entry.generation) for key, entry in index.items()}
         # A tie is between two processes; what is published goes first.
-        births.update((key, (birth, 1 << 63)) for key, birth in self._fresh.items())
+        births.update((key, (birth, 1 << 63)) for key, birth in fresh.items())
         return sorted(births, key=births.__getitem__)
 
     def _last(self) -> Any:
         """The key that came last. Lock held; O(1) unless births came out of order."""
-        fresh = next(reversed(self._fresh), None)
-        if fresh is not None and self._fresh[fresh] > self._manifest.index.last_birth:
-            return fresh
-        if not len(self._manifest.index) + len(self._fresh):
+        fresh = self._born()
+        last = next(reversed(fresh), None)
+        if last is not None and fresh[last] > self._manifest.index.last_birth:
+            return last
+        if not len(self._manifest.index) + len(fresh):
             msg = "popitem(): the chest is empty"
             raise KeyError(msg)
-        if not self._fresh:
+        if not fresh:
             return self._manifest.index.last()
         return self._ordered()[-1]
 
     def _forget_fresh(self, key: Hashable) -> None:
         """*key* is published, or gone. Lock held."""
-        if self._fresh.pop(key, None) is not None:
+        if self._fresh.pop(key, MISSING) is not MISSING:
             self._manifest.index.note([key])
 
     def _check_open(self) -> None:

@@ -3,19 +3,27 @@
 Owns: what is in memory, how many bytes it takes, which of it is dirty. Does not own: what
 exists, or how a value is written.
 
+A value that cannot change, and of which there is nothing to remember but its size, is
+*bare*: it has no slot until somebody asks for one. It is dirty if its key is fresh; else
+it is what the manifest says. So many small values come, are written and leave without a
+slot for each.
+
 Invariants
 ----------
-T1  `used` is the plain bytes of all slots plus each shared buffer once.
+T1  `used` is the plain bytes of all slots, each shared buffer once, and the bytes of what
+    is bare.
 T2  A slot is in `slots` exactly as long as it is alive.
-T3  `values` has the keys of `slots`; a hit changes neither.
+T3  `values` has the keys of `slots` and of what is bare; a hit changes none of them.
+T4  `fresh` and `newest` together are keys of `values`, in the order in which they came.
 """
 
 from __future__ import annotations
 
 import itertools
 import sys
+import threading
 from collections import deque
-from collections.abc import Callable, Collection, Hashable, Iterable
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator
 from typing import Any
 
 import msgspec
@@ -24,7 +32,7 @@ from chest import eviction, sizing
 from chest.index import AnyEntry
 from chest.protocols import Policy
 
-__all__ = ["MemoryTier", "Options", "Slot", "Weight", "weigh"]
+__all__ = ["PICKLED", "MemoryTier", "Options", "Slot", "Slots", "Weight", "weigh"]
 
 SMALL = 4096  # bytes; victims below it leave many at a time
 ROOM = 16  # small victims leave until 1/ROOM of the budget is free
@@ -62,8 +70,6 @@ class Slot(msgspec.Struct, eq=False, gc=False):
     tick : int
         When it was last used, as far as `MemoryTier.settle` has seen: the highest is
         the latest.
-    birth : int
-        Orders the keys.
     plain : int
         Bytes that it shares with no other value.
     buffers : dict of int to int, or None
@@ -77,7 +83,7 @@ class Slot(msgspec.Struct, eq=False, gc=False):
     alive : bool
         Still in memory.
     entry : AnyEntry or None
-        What the manifest said when it was loaded or written.
+        What the manifest said when it was loaded or written; None also of what came bare.
     inherited : bool
         Dirty, but set by the process that this one was forked from.
     cost : float
@@ -91,8 +97,6 @@ class Slot(msgspec.Struct, eq=False, gc=False):
 
     key: Any
     nbytes: int
-    tick: int
-    birth: int
     plain: int
     buffers: dict[int, int] | None = None
     fixed: bool = True
@@ -104,6 +108,7 @@ class Slot(msgspec.Struct, eq=False, gc=False):
     cost: float = 0.0
     offered: bool = False
     seen: int = 0
+    tick: int = 0
 
 
 class MemoryTier:
@@ -115,6 +120,19 @@ class MemoryTier:
         Bytes.
     policy : Policy
         Chooses who leaves.
+
+    Attributes
+    ----------
+    values : dict
+        Key → value.
+    slots : dict
+        Key → slot, of what is not bare.
+    fresh : dict of key to int or None
+        Keys that no record has, and their births, which are given late.
+    newest : list of key
+        Bare ones that are not in `fresh` yet; `note` takes them over.
+    changes : int
+        Grows whenever a value in memory is replaced or goes, or gets a slot.
 
     Notes
     -----
@@ -128,14 +146,20 @@ class MemoryTier:
         self.policy = policy
         self.values: dict[Hashable, Any] = {}
         self.slots: dict[Hashable, Slot] = {}
-        self.used = 0
+        self.fresh: dict[Hashable, int | None] = {}
+        self.newest: list[Hashable] = []
+        self.used = self.changes = 0
         self.count = itertools.count().__next__  # of hits
         self._looks = 0  # at that count
         self._tick = 0
-        self._touched: deque[Hashable] = deque(maxlen=RECENT)
-        self.touch: Callable[[Hashable], object] = self._touched.append
+        self._slotted = 0  # what of `used` is not bare
+        # Keys in the order in which they came or were used, since `settle`; the latest
+        # of them wait in `newest` and, after those, in `touched`.
+        self._uses: list[Hashable] = []
+        self.touched: deque[Hashable] | dict[Hashable, None] = deque(maxlen=RECENT)
+        self.touch: Callable[[Hashable], object] = self.touched.append
         if isinstance(policy, eviction.LeastRecent):
-            self.touch = self._note
+            self.touched, self.touch = {}, self._touch_last
         self._leaving = 0
         self._buffers: dict[int, list[int]] = {}  # address: [slots, bytes]
 
@@ -143,64 +167,77 @@ class MemoryTier:
         self,
         key: Hashable,
         value: Any,
-        birth: int,
         plain: int,
         buffers: dict[int, int] | None,
         known: Slot | None = None,
         options: Options | None = None,
     ) -> Slot:
         """Take *value* in, dirty, in place of the slot *known* that *key* has. O(1)."""
-        if self._touched:
-            self.settle()
-        self._tick = tick = self._tick + 1
+        self.note()
         if buffers is None:
-            slot = Slot(key, plain, tick, birth, plain)
+            slot = Slot(key, plain, plain)
         else:
             total = plain + sum(buffers.values())
-            slot = Slot(key, total, tick, birth, plain, buffers, False)
+            slot = Slot(key, total, plain, buffers, False)
             self._share(buffers)
         if options:
             slot.options = options
-        if known is not None:  # a newcomer stands at the end (see `_offer_newcomers`)
-            self._release(self.slots.pop(key))
+        if known is not None:
+            self._release(known)
         self.slots[key] = slot
         self.values[key] = value
-        self.used += plain
+        self._uses.append(key)
+        self._count_bytes(plain)
         return slot
 
-    def put_read(
-        self, key: Hashable, value: Any, entry: AnyEntry, weight: Weight, birth: int
-    ) -> bool:
-        """Take in *value*, just read, of a key that has no slot; False: too large. O(1).
-
-        As `put`, in one step: this is the way of every small value that is read.
-        """
-        plain, buffers = weight
-        total = plain
-        fixed = buffers is None
-        if buffers is not None:
-            total += sum(buffers.values())
-        if total > self.budget:
-            return False
-        if self._touched:
-            self.settle()
-        self._tick = tick = self._tick + 1
-        # fmt: off
-        self.slots[key] = Slot(
-            key, total, tick, birth, plain, buffers, fixed, PICKLED, False, True, entry
-        )
-        # fmt: on
+    def came(self, key: Hashable, value: Any, plain: int) -> None:
+        """Take in *value*, just read, that cannot change, of a key that is not there."""
+        if self.newest or self.touched:
+            self.note()
         self.values[key] = value
-        if buffers is not None:
-            self._share(buffers)
+        self._uses.append(key)
         self.used += plain
-        return True
+
+    def slot(self, key: Hashable) -> Slot | None:
+        """The slot of *key*, made if its value is bare; None: it is not in memory. O(1)."""
+        slot = self.slots.get(key)
+        if slot is None and key in self.values:
+            self.note()
+            slot = self._made(key)
+        return slot
+
+    def bare_fresh(self) -> list[Hashable]:
+        """The keys of what is bare and dirty, in the order in which they came."""
+        self.note()
+        if not self.slots:
+            return [*self.fresh]
+        return [key for key in self.fresh if key not in self.slots]
+
+    def unwritten(self) -> list[Slot]:
+        """The slots of all that may differ from the manifest. O(those)."""
+        for key in self.bare_fresh():
+            self._made(key)
+        return [*self.slots.values()]
+
+    @property
+    def dirty(self) -> int:
+        """How many values are dirty. O(values)."""
+        slotted = sum(slot.dirty for slot in self.slots.values())
+        return slotted + len(self.bare_fresh())
 
     def drop(self, slot: Slot) -> None:
         """Let a value go; nothing happens when it has gone already."""
         if slot.alive:
             del self.slots[slot.key], self.values[slot.key]
             self._release(slot)
+
+    def forget(self, key: Hashable) -> None:
+        """Let go of what *key* has, if it has anything."""
+        slot = self.slots.get(key)
+        if slot is not None:
+            self.drop(slot)
+        elif key in self.values:
+            self.drop_bare([key])
 
     def drop_clean(self, slots: Iterable[Slot], stay: Collection[int] = ()) -> None:
         """Let those go that are not dirty, but for the ids in *stay*."""
@@ -209,16 +246,33 @@ class MemoryTier:
             if slot.dirty or not slot.alive or (stay and id(slot) in stay):
                 continue
             del known[slot.key], values[slot.key]
-            if slot.buffers is None:  # the steps of `_release`, without the call
-                slot.alive = False
-                self.used -= slot.plain
-            else:
-                self._release(slot)
+            self._release(slot)
+
+    def drop_bare(self, gone: Iterable[Hashable] | None = None) -> None:
+        """Let go of bare values: those of the keys *gone*, or all that are not fresh."""
+        self.note()
+        if gone is None:
+            gone = self.values.keys() - self.slots.keys() - self.fresh.keys()
+        values = [*map(self.values.pop, gone)]
+        self.changes += 1
+        if not self.values:
+            self._uses.clear()
+        if len(self.values) == len(self.slots):
+            # Exact: a str may have grown since it came, by its own UTF-8.
+            self.used = self._slotted
+        else:
+            self.used -= sum(map(_getsizeof, values))
 
     def clear(self) -> None:
         """Let all values go."""
-        for slot in list(self.slots.values()):
-            self.drop(slot)
+        for slot in self.slots.values():
+            slot.alive = False
+        for held in (self.slots, self.values, self.fresh, self._buffers):
+            held.clear()
+        for listed in (self.newest, self._uses, self.touched):
+            listed.clear()
+        self.used = self._slotted = 0
+        self.changes += 1
 
     def victims(self, goal: int | None = None) -> tuple[list[Slot], int]:
         """Slots whose going would bring `used` to *goal*, and their bytes.
@@ -231,7 +285,6 @@ class MemoryTier:
         count as leaving until `left` takes them back.
         """
         self.settle()
-        self._offer_newcomers()
         chosen: list[Slot] = []
         left = before = self.used - self._leaving
         if goal is None:
@@ -254,13 +307,13 @@ class MemoryTier:
 
     def keep(self, slot: Slot) -> None:
         """A victim could not be written: it stays, and is a candidate again later."""
-        if slot.alive and slot.offered:  # else it is a newcomer still
+        if slot.alive and slot.offered:  # else it will be
             self.policy.put_back(slot)
 
     def retry(self) -> None:
         """Offer those that could not be written again, though nothing has come."""
         # A policy offers them after the next `add`; a dead slot is as good as any.
-        self.policy.add(Slot(None, 0, 0, 0, 0, alive=False))
+        self.policy.add(Slot(None, 0, 0, alive=False))
 
     @property
     def hits(self) -> int:
@@ -268,33 +321,62 @@ class MemoryTier:
         self._looks += 1
         return self.count() - self._looks + 1
 
+    def note(self) -> None:
+        """Take over what came, and then what was used, since the last call."""
+        newest, touched = self.newest, self.touched
+        if newest:
+            self.fresh.update(dict.fromkeys(newest))
+            self._uses += newest
+            newest.clear()
+        if touched:
+            # A hit of another thread between these two is forgotten, which costs nothing
+            # but its place among those that leave.
+            self._uses += touched
+            touched.clear()
+        if len(self._uses) > RECENT + 2 * len(self.values):
+            last = dict.fromkeys(reversed(self._uses))
+            self._uses = [key for key in reversed(last) if key in self.values]
+
     def settle(self) -> None:
-        """Bring the latest hits into the order of use."""
-        touched, slots = self._touched, self.slots
-        while touched:
-            slot = slots.get(touched.popleft())
-            if slot is not None:
-                self._tick += 1
-                slot.tick = self._tick
+        """Give each value a slot, and bring them into the order of their last use."""
+        self.note()
+        slots, values, add = self.slots, self.values, self.policy.add
+        tick = self._tick
+        for key in self._uses:
+            slot = slots.get(key)
+            if slot is None:
+                if key not in values:
+                    continue
+                slot = self._made(key)
+            slot.tick = tick = tick + 1
+            if not slot.offered:
+                slot.offered = True
+                add(slot)
+        self._tick = tick
+        self._uses.clear()
 
-    def _note(self, key: Hashable) -> None:
+    def _touch_last(self, key: Hashable) -> None:
         """`touch` where recency is all that counts: no hit may be forgotten."""
-        slot = self.slots.get(key)
-        if slot is not None:
-            self._tick += 1
-            slot.tick = self._tick
+        touched: Any = self.touched
+        touched.pop(key, None)
+        touched[key] = None
 
-    def _offer_newcomers(self) -> None:
-        """Tell the policy of the slots that came since it was last asked."""
-        # A set must not pay for it: newcomers are those at the end of `slots`.
-        newcomers = []
-        for slot in reversed(self.slots.values()):
-            if slot.offered:
-                break
-            slot.offered = True
-            newcomers.append(slot)
-        for slot in reversed(newcomers):
-            self.policy.add(slot)
+    def _made(self, key: Hashable) -> Slot:
+        """A slot for a value that is bare."""
+        plain = _getsizeof(self.values[key])
+        slot = self.slots[key] = Slot(key, plain, plain)
+        if key not in self.fresh:
+            slot.dirty, slot.options = False, PICKLED
+        self.changes += 1
+        self._slotted += plain
+        if len(self.values) == len(self.slots):
+            self.used = self._slotted  # as in `drop_bare`
+        return slot
+
+    def _count_bytes(self, nbytes: int) -> None:
+        """Add bytes of what is not bare."""
+        self.used += nbytes
+        self._slotted += nbytes
 
     def _exclusive(self, slot: Slot) -> int:
         """Bytes that would be free if *slot* went."""
@@ -312,20 +394,61 @@ class MemoryTier:
             known = self._buffers.get(address)
             if known is None:
                 self._buffers[address] = [1, size]
-                self.used += size
+                self._count_bytes(size)
                 continue
             known[0] += 1
             if size > known[1]:  # what is known of a buffer may grow, never shrink
-                self.used += size - known[1]
+                self._count_bytes(size - known[1])
                 known[1] = size
 
     def _release(self, slot: Slot) -> None:
         """Take the bytes of a slot off."""
         slot.alive = False
-        self.used -= slot.plain
+        self.changes += 1
+        self._count_bytes(-slot.plain)
         for address in slot.buffers or ():
             known = self._buffers[address]
             known[0] -= 1
             if not known[0]:
                 del self._buffers[address]
-                self.used -= known[1]
+                self._count_bytes(-known[1])
+
+
+class Slots:
+    """The slots of all values in memory by key, made when they are first asked for.
+
+    Parameters
+    ----------
+    memory : MemoryTier
+    lock : RLock
+        The chest's.
+    """
+
+    __slots__ = ("_lock", "_memory", "_slots", "_values")
+
+    def __init__(self, memory: MemoryTier, lock: threading.RLock) -> None:
+        self._memory, self._lock = memory, lock
+        self._slots, self._values = memory.slots, memory.values
+
+    def get(self, key: Hashable) -> Slot | None:
+        """The slot of *key*; None: its value is not in memory."""
+        slot = self._slots.get(key)
+        if slot is None and key in self._values:
+            with self._lock:
+                slot = self._memory.slot(key)
+        return slot
+
+    def __getitem__(self, key: Hashable) -> Slot:
+        slot = self.get(key)
+        if slot is None:
+            raise KeyError(key)
+        return slot
+
+    def __contains__(self, key: Hashable) -> bool:
+        return key in self._values
+
+    def __iter__(self) -> Iterator[Hashable]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)

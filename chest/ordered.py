@@ -282,11 +282,11 @@ class _Places:
         birth = place >> TIES
         if self._keys[place] == key:
             return birth
-        return self._chest._manifest.index.next_birth() if last else min(birth, 1) - 1
+        return self._chest._next_birth() if last else min(birth, 1) - 1
 
     def follow(self) -> None:
         """Take over what has changed since."""
-        index, fresh = self._chest._manifest.index, self._chest._fresh
+        index, fresh = self._chest._manifest.index, self._chest._born()
         if index.journal is None or index.journal is not self._journal:
             self._build()
         else:

@@ -7,8 +7,10 @@ each, the pack's bytes.
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import logging
+import pickle
 from collections import Counter
 from collections.abc import Collection, Hashable, Iterable, Iterator, Sequence
 from typing import Any
@@ -17,7 +19,7 @@ from chest import errors
 from chest.index import LOST, AnyEntry, unchanged
 from chest.ledger import Ledger, generation
 from chest.memory import Options, Slot
-from chest.packs import BATCH_KEYS, Packed, Small
+from chest.packs import BATCH_KEYS, Columns, Packed
 from chest.rewrite import Rewrite
 from chest.small import PACKED_NBYTES
 from chest.spill import MOST_DRAFTS, Job, Written
@@ -31,6 +33,8 @@ SMALL_NBYTES = 4 * PACKED_NBYTES  # bytes in memory of what may have a small pic
 INLINE_NBYTES = 1024  # bytes in memory of what may lie in the log for a while
 MOST_PACKS = 64  # more are merged by compaction
 MOST_REWRITES = 3  # times that somebody else may write the log meanwhile
+MISSING: Any = object()
+_dumps = functools.partial(pickle.dumps, protocol=5)
 ORDINARY: tuple[Options | None, ...] = (None, (None, None), ("pickle", None))
 
 
@@ -83,6 +87,76 @@ class Packing(Ledger):
         pending = slot.dirty and newer is not None and newer.dirty
         return pending and slot.seen == generation(known)
 
+    def _pack_bare(self, *, keep: bool) -> None:
+        """Write what is bare and dirty to packs, if there is enough of it.
+
+        As `_pack_out` for what has no slot, column by column: with a step of Python's for
+        each value a flush would take twice as long. What is left is `_pack_out`'s.
+        """
+        memory = self._memory
+        if not self._packs or self._settings.readonly:
+            return
+        with self.lock:
+            named, born = memory.bare_fresh(), self._born()
+            births = [*map(born.__getitem__, named)]
+            held, changes = [*map(memory.values.__getitem__, named)], memory.changes
+        for start in range(0, len(named), BATCH_KEYS):
+            some = slice(start, start + BATCH_KEYS)
+            values = held[some]
+            small = Columns(named[some], births[some], [*map(_dumps, values)])
+            if max(map(len, small.datas)) > PACKED_NBYTES:
+                fits = [len(data) <= PACKED_NBYTES for data in small.datas]
+                values, *columns = (
+                    [*itertools.compress(column, fits)]
+                    for column in (values, small.keys, small.births, small.datas)
+                )
+                small = Columns(*columns)
+            if len(values) < FEWEST_PACKED:
+                continue
+            try:
+                changes = self._publish_bare(small, values, changes, keep=keep)
+            except errors.ChestError:
+                return  # `_pack_out` tries it again, and knows whom to tell
+
+    def _publish_bare(
+        self, small: Columns, held: Sequence[Any], changes: int, *, keep: bool
+    ) -> int:
+        """Publish a batch of what was bare, but for what others changed since (C3).
+
+        *changes* is the memory tier's count when it was taken; returned is what it would
+        be now if nobody but this had changed anything.
+        """
+        memory = self._memory
+        batch = self._spill.pack(small)
+        with self._publishing():
+            fresh, values, live = self._fresh, memory.values, small.keys
+            mine = memory.changes - changes
+            dead: set[int] = set()
+            if mine:
+                # What cannot change is the same as long as its key has the same birth.
+                dead = {
+                    place
+                    for place, (key, birth) in enumerate(
+                        zip(small.keys, small.births, strict=True)
+                    )
+                    if fresh.get(key, MISSING) != birth
+                    or values[key] is not held[place]
+                    or key in memory.slots
+                }
+                live = [k for place, k in enumerate(small.keys) if place not in dead]
+            replaced = self._spill.publish_packed(batch, small, dead)
+            if len(live) == len(fresh):
+                fresh.clear()
+            else:
+                for key in live:
+                    del fresh[key]
+            if not keep:
+                memory.drop_bare(live)
+            now = memory.changes - mine
+        self._spill.delete(replaced)
+        self._written_more()
+        return now
+
     def _pack_out(
         self, slots: Sequence[Slot], failed: list[tuple[Slot, Exception]], *, keep: bool
     ) -> Sequence[Slot]:
@@ -107,14 +181,15 @@ class Packing(Ledger):
 
     def _small_ones(
         self, slots: Sequence[Slot], others: list[Slot]
-    ) -> tuple[list[Slot], list[Small]]:
+    ) -> tuple[list[Slot], Columns]:
         """Those that go into a pack, and their pickles; the rest is put to *others*."""
         with self.lock:
             here = self._taken(slots)
+            births = [self._birth_of(slot.key) if slot.dirty else 0 for slot, _ in here]
         taken: list[Slot] = []
-        small: list[Small] = []
+        small = Columns()
         dumps = self._spill.dumps
-        for slot, value in here:
+        for (slot, value), birth in zip(here, births, strict=True):
             data = None
             if (
                 slot.dirty
@@ -126,12 +201,10 @@ class Packing(Ledger):
                 others.append(slot)
             else:
                 taken.append(slot)
-                small.append(Small(slot.key, slot.birth, data))
+                small.add(slot.key, birth, data)
         return taken, small
 
-    def _publish_packed(
-        self, slots: Sequence[Slot], small: Sequence[Small]
-    ) -> list[Slot]:
+    def _publish_packed(self, slots: Sequence[Slot], small: Columns) -> list[Slot]:
         """Write a batch and publish those whose slot is still the same (C3).
 
         Returns those that others gave another birth meanwhile: it stands in the pack, so
@@ -142,11 +215,11 @@ class Packing(Ledger):
         with self._publishing():
             find, fresh = self._manifest.index.get, self._fresh
             dead = set()
-            for place, (slot, each) in enumerate(zip(slots, small, strict=True)):
-                if slot.key in fresh:
-                    if slot.alive and slot.birth == each.birth and not slot.inherited:
+            for place, slot in enumerate(slots):
+                birth, known = small.births[place], None
+                if fresh.get(slot.key, MISSING) == birth:
+                    if slot.alive and not slot.inherited:
                         continue  # as mostly: nobody has it, and it is as it was taken
-                    known = None
                 else:
                     known = find(slot.key)
                 if (
@@ -156,9 +229,8 @@ class Packing(Ledger):
                 elif slot.inherited and generation(known) != generation(slot.entry):
                     dead.add(place)  # it gives way to what somebody published since
                     self._forget_slots([slot.key])
-                elif (known or slot).birth != each.birth:
+                elif self._birth_of(slot.key) != birth:
                     dead.add(place)
-                    slot.birth = (known or slot).birth
                     again.append(slot)
             replaced = self._spill.publish_packed(batch, small, dead)
             find = self._manifest.index.get
@@ -177,9 +249,7 @@ class Packing(Ledger):
     def _forget_slots(self, replaced: Iterable[Hashable]) -> None:
         """Values in memory that others took the place of go. Locks held."""
         for key in replaced:
-            slot = self._slots.get(key)
-            if slot is not None:
-                self._memory.drop(slot)
+            self._memory.forget(key)
             self._forget_fresh(key)
 
     def _inlined(self, jobs: Sequence[Job]) -> list[Written] | None:
@@ -254,38 +324,39 @@ class Packing(Ledger):
         left = iter(found)
         while some := list(itertools.islice(left, BATCH_KEYS)):
             taken: list[AnyEntry] = []
-            small: list[Small] = []
+            small = Columns(rewritten=True)
             for key, entry in some:
                 try:
                     data = self._spill.raw(key, entry)
-                    each = Small(key, entry.birth, data, entry.generation, entry.made)
+                    birth, number = entry.birth, entry.generation
                 except (FileNotFoundError, errors.CorruptError) as error:
                     # Moved by others; or damaged: it stays where it is, and reading it
                     # says so.
                     log.info("%s is not moved: %s", errors.short(key), error)
                     continue
                 taken.append(entry)
-                small.append(each)
-            if not small:
+                small.add(key, birth, data, number, entry.made)
+            if not taken:
                 continue
-            batch = self._spill.pack(small, rewritten=True)
+            batch = self._spill.pack(small)
             with self._publishing():
                 find = self._manifest.index.get
                 dead = {
                     place
-                    for place, (each, entry) in enumerate(
-                        zip(small, taken, strict=True)
+                    for place, (key, entry) in enumerate(
+                        zip(small.keys, taken, strict=True)
                     )
-                    if not unchanged(find(each.key), entry)
+                    if not unchanged(find(key), entry)
                 }
                 self._spill.publish_packed(batch, small, dead, moved=True)
-                self._follow([each.key for each in small])
+                self._follow(small.keys)
 
     def _follow(self, moved: Iterable[Hashable]) -> None:
         """Let slots know where their values lie now. Locks held."""
         find = self._manifest.index.get
+        slots = self._memory.slots
         for key in moved:
-            slot = self._slots.get(key)
+            slot = slots.get(key)
             if slot is not None and not slot.dirty:
                 slot.entry = find(key)
 

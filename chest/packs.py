@@ -27,6 +27,7 @@ import contextlib
 import errno
 import os
 import secrets
+import sys
 import threading
 from array import array
 from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
@@ -40,7 +41,7 @@ from chest import errors, keys, system
 from chest.folder import PACK, Folder, refused
 from chest.records import Entry
 
-__all__ = ["Batch", "Packed", "Packs", "Small"]
+__all__ = ["Batch", "Columns", "Packed", "Packs"]
 
 PACK_NBYTES = 256 << 20  # a pack that is larger gets no further batch
 BATCH_KEYS = 1 << 16  # keys of one batch at most
@@ -57,14 +58,48 @@ _pread = os.pread if system.POSIX else None
 Check = Callable[[str, os.stat_result], object]
 
 
-class Small(msgspec.Struct, gc=False):
-    """A value that goes into a pack: its pickle."""
+class Columns:
+    """Small values that go into a pack together, as columns.
 
-    key: Hashable
-    birth: int
-    data: bytes
-    generation: int = 0  # of the record that published it first, when it is rewritten
-    made: int = 0
+    Parameters
+    ----------
+    keys, births, datas : list
+        Of each value: its key, its birth and its pickle.
+    rewritten : bool
+        They were published before, each by the record of that number in `generations`.
+
+    Attributes
+    ----------
+    made : int
+        When the youngest of them was computed; 0: not known.
+    """
+
+    __slots__ = ("births", "datas", "generations", "keys", "made", "rewritten")
+
+    def __init__(
+        self,
+        keys: list[Any] | None = None,
+        births: list[int] | None = None,
+        datas: list[bytes] | None = None,
+        *,
+        rewritten: bool = False,
+    ) -> None:
+        self.keys = keys or []
+        self.births = births or []
+        self.datas = datas or []
+        self.rewritten = rewritten
+        self.generations: list[int] = []
+        self.made = 0
+
+    def add(
+        self, key: Hashable, birth: int, data: bytes, generation: int = 0, made: int = 0
+    ) -> None:
+        """Append one value."""
+        self.keys.append(key)
+        self.births.append(birth)
+        self.datas.append(data)
+        self.generations.append(generation)
+        self.made = max(self.made, made)
 
 
 class Batch:
@@ -289,9 +324,7 @@ class Packs:
         self._name = ""
         self._end = 0
 
-    def write(
-        self, small: Sequence[Small], *, sync: bool, rewritten: bool = False
-    ) -> Batch:
+    def write(self, small: Columns, *, sync: bool) -> Batch:
         """Append one batch; nobody sees it before its record is published.
 
         Raises
@@ -299,21 +332,19 @@ class Packs:
         OSError
             The disk refused. What was written is nobody's, and is not used again.
         """
-        base = min(each.birth for each in small)
-        datas = [each.data for each in small]
-        texts = [keys.line(each.key) for each in small]
-        block = _block(small, datas, texts, base, rewritten=rewritten)
-        name, start, at = self._append(b"".join(datas), block, sync=sync)
+        base = min(small.births)
+        block = _block(small, base)
+        name, start, at = self._append(b"".join(small.datas), block, sync=sync)
         record = Entry(
             birth=base,
             name=name,
             size=len(block),
             digest=f"{_digest(block):016x}",
-            count=len(small),
+            count=len(small.keys),
             start=start,
             at=at,
-            rewritten=rewritten,
-            made=max(each.made for each in small),
+            rewritten=small.rewritten,
+            made=small.made,
         )
         return Batch(record, block)
 
@@ -549,21 +580,22 @@ class Packs:
             self.forget(oldest)
 
 
-def _block(
-    small: Sequence[Small],
-    datas: Sequence[bytes],
-    texts: Sequence[bytes],
-    base: int,
-    *,
-    rewritten: bool,
-) -> bytes:
+def _block(small: Columns, base: int) -> bytes:
     """The index of a batch."""
+    texts = keys.lines(small.keys)
     columns = [
-        array("I", accumulate(map(len, datas))),
-        array("I", [_digest(data) & _HALF for data in datas]),
-        array("I", [each.birth - base for each in small]),
+        array("I", accumulate(map(len, small.datas))),
+        _low_halves(array("Q", map(_digest, small.datas))),
+        array("I", [birth - base for birth in small.births]),
         array("I", accumulate(map(len, texts))),
     ]
-    if rewritten:
-        columns.append(array("Q", [each.generation for each in small]))
+    if small.rewritten:
+        columns.append(array("Q", small.generations))
     return b"".join([*columns, *texts])
+
+
+def _low_halves(numbers: array[int]) -> array[int]:
+    """The lower 32 bits of each number."""
+    words = array("I")
+    words.frombytes(numbers.tobytes())
+    return words[sys.byteorder == "big" :: 2]

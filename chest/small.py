@@ -7,7 +7,7 @@ small enough, or when they are written; files with one value.
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Hashable, Iterable, Sequence
+from collections.abc import Collection, Hashable, Iterable
 
 import msgspec
 
@@ -16,7 +16,7 @@ from chest.folder import SPARE, refusals
 from chest.formats.pickle5 import Pickle5, undecodable
 from chest.index import AnyEntry
 from chest.manifest import Manifest, dead_bits
-from chest.packs import Batch, Packed, Packs, Small
+from chest.packs import Batch, Columns, Packed, Packs
 from chest.protocols import Format
 from chest.records import Entry
 from chest.stores.local import LocalStore
@@ -62,7 +62,7 @@ class SmallTier:
         data = self._pickle.dumps(value)
         return data if data is not None and len(data) <= PACKED_NBYTES else None
 
-    def pack(self, small: Sequence[Small], *, rewritten: bool = False) -> Batch:
+    def pack(self, small: Columns) -> Batch:
         """Write many small values to a pack; no lock.
 
         Raises
@@ -72,13 +72,12 @@ class SmallTier:
         """
         self.manifest.check_writable()
         with refusals(self.store.home.path, "takes no pack"):
-            sync = self.manifest.sync
-            return self.packs.write(small, sync=sync, rewritten=rewritten)
+            return self.packs.write(small, sync=self.manifest.sync)
 
     def publish_packed(
         self,
         batch: Batch,
-        small: Sequence[Small],
+        small: Columns,
         dead: Collection[int],
         *,
         moved: bool = False,
@@ -87,18 +86,20 @@ class SmallTier:
 
         *small* is what the batch was made of. Returns and raises what `publish` does.
         """
-        named = [each.key for each in small]
+        named, index = small.keys, self.manifest.index
         if len(dead) == len(named):
             return []
         with refusals(self.store.home.path, "could not be read"):
             is_there = self.packs.is_there(batch.name)
         if not is_there:
             # Another thread ended the pack, and somebody swept it as nobody's.
-            batch = self.pack(small, rewritten=moved)
+            batch = self.pack(small)
         if dead:
             batch.record.dead = dead_bits(batch.record.count, dead)
-        find = self.manifest.index.held
-        old = [find(key) for place, key in enumerate(named) if place not in dead]
+        old: list[AnyEntry | None] = []
+        if index.expired or not index.are_new(named):
+            find = index.held
+            old = [find(key) for place, key in enumerate(named) if place not in dead]
         self.manifest.append([], batch, named, moved=moved)
         if not moved:
             self.written += len(named) - len(dead)
@@ -195,6 +196,8 @@ class SmallTier:
 
     def read_small(self, key: Hashable, entry: AnyEntry) -> object:
         """Read a value from its pack, or from the log; no lock. Raises as `read`."""
+        if type(entry) is Packed:
+            return self.decode_small(key, entry, self.packs.read(entry, key))
         return self.decode_small(key, entry, self.raw(key, entry))
 
     def decode_small(self, key: Hashable, entry: AnyEntry, data: bytes) -> object:

@@ -18,7 +18,7 @@ from chest.engine import Engine
 from chest.index import AnyEntry, same
 from chest.memory import Slot
 from chest.packing import FEWEST_PACKED
-from chest.packs import BATCH_KEYS, Batch, Packed, Small
+from chest.packs import BATCH_KEYS, Batch, Columns, Packed
 from chest.small import is_small
 from chest.spill import MOST_DRAFTS, SpillTier, Written
 
@@ -37,8 +37,8 @@ class Upkeep(Settling):
         """How many keys there are; O(1)."""
         if self._word[1] != self._seen:
             self.refresh()
-        fresh = self._fresh_births if not self._newest else self._fresh
-        return len(self._manifest.index) + len(fresh)
+        memory = self._memory
+        return len(self._manifest.index) + len(memory.fresh) + len(memory.newest)
 
     # -- what there is -----------------------------------------------------------------
 
@@ -90,6 +90,8 @@ class Upkeep(Settling):
         """
         slot, entry = self._known(key)
         path = self.key_to_filename(key)
+        with self.lock:
+            birth = self._birth_of(key)
         stored = entry.format if entry is not None else self._settings.format
         own = slot.options[0] if slot is not None and slot.options else None
         return facts.KeyFacts(
@@ -100,7 +102,7 @@ class Upkeep(Settling):
             nbytes=slot.nbytes if slot is not None else entry.nbytes,  # type: ignore[union-attr]
             stored_nbytes=entry.size if entry is not None else 0,
             generation=entry.generation if entry is not None else 0,
-            birth=slot.birth if slot is not None else entry.birth,  # type: ignore[union-attr]
+            birth=birth,
             in_memory=slot is not None,
             dirty=slot is not None and slot.dirty,
         )
@@ -117,7 +119,7 @@ class Upkeep(Settling):
         """Counts since the chest was opened, and its present state. O(keys)."""
         self._look()
         with self.lock:
-            dirty = sum(slot.dirty for slot in self._slots.values())
+            dirty = self._memory.dirty
         disk = self._settings.available_disk
         return facts.Stats(
             keys=len(self),
@@ -357,20 +359,15 @@ class Upkeep(Settling):
         """Take over small values of another chest into a pack, as they are."""
         for start in range(0, len(pairs), BATCH_KEYS):
             some = pairs[start : start + BATCH_KEYS]
-            small = [
-                Small(key, births[key], theirs.raw(key, entry), made=entry.made)
-                for key, entry in some
-            ]
+            small = Columns()
+            for key, entry in some:
+                data = theirs.raw(key, entry)
+                small.add(key, births[key], data, made=entry.made)
             batch = self._spill.pack(small)
             with self._publishing():
                 replaced = self._spill.publish_packed(batch, small, ())
                 self._forget_slots([key for key, _ in some])
             self._spill.delete(replaced)
-
-    def _birth_of(self, key: Hashable) -> int:
-        """The birth that a key has, or gets now."""
-        known = self._slots.get(key) or self._manifest.index.get(key)
-        return known.birth if known else self._manifest.index.next_birth()
 
     def _trim(self, most: float | None, older_than: float | None) -> int:
         """Delete keys by last use, the oldest first; returns how many."""

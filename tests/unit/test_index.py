@@ -10,7 +10,7 @@ import pytest
 
 from chest.folder import Folder
 from chest.index import Index, same
-from chest.packs import Batch, Packs, Small
+from chest.packs import Batch, Columns, Packs
 from chest.records import Entry
 
 
@@ -24,7 +24,7 @@ def packs(chest_dir: Path) -> Iterator[Packs]:
 
 
 def batch(packs: Packs, births: dict[Any, int], generation: int) -> Batch:
-    small = [Small(key, birth, b"x" * 10) for key, birth in births.items()]
+    small = Columns([*births], [*births.values()], [b"x" * 10] * len(births))
     batch = packs.write(small, sync=False)
     batch.record.generation = generation
     return batch

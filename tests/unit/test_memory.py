@@ -15,7 +15,7 @@ def memory() -> MemoryTier:
 
 
 def put(memory: MemoryTier, key: str, value: object) -> Slot:
-    return memory.put(key, value, 1, *weigh(value), memory.slots.get(key))
+    return memory.put(key, value, *weigh(value), memory.slots.get(key))
 
 
 def test_bytes_come_and_go_with_their_slots(memory: MemoryTier) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from chest import errors, packs, system
 from chest.folder import Folder
-from chest.packs import Batch, Packed, Packs, Small
+from chest.packs import Batch, Columns, Packed, Packs
 from tests.failures import faults
 
 
@@ -35,11 +35,11 @@ def mine(home: Folder) -> Iterator[Packs]:
     mine.close()
 
 
-def some(count: int, *, name: str = "k", birth: int = 1) -> list[Small]:
-    return [
-        Small(f"{name}{i}", birth + i, f"value of {name}{i}".encode() * (i % 3))
-        for i in range(count)
-    ]
+def some(count: int, *, name: str = "k", birth: int = 1) -> Columns:
+    small = Columns()
+    for i in range(count):
+        small.add(f"{name}{i}", birth + i, f"value of {name}{i}".encode() * (i % 3))
+    return small
 
 
 def values(mine: Packs, batch: Batch, count: int) -> list[bytes]:
@@ -57,22 +57,22 @@ def test_a_batch_is_read_back_from_its_record_alone(home: Folder, mine: Packs) -
     batch.record.generation = 5
     theirs = Packs(home, trusting)
     again = reread(theirs, batch)
-    assert values(theirs, again, 20) == [each.data for each in small]
-    assert again.keys(None) == [each.key for each in small]
+    assert values(theirs, again, 20) == small.datas
+    assert again.keys(None) == small.keys
     assert again.births() == list(range(7, 27))
     entry = Packed(again, 19)
     assert (entry.birth, entry.generation, entry.text) == (26, 5, "k19")
-    assert (entry.size, entry.name) == (len(small[19].data), batch.name)
+    assert (entry.size, entry.name) == (len(small.datas[19]), batch.name)
     theirs.close()
 
 
 def test_a_rewritten_batch_keeps_the_generation_of_each_value(mine: Packs) -> None:
-    small = [Small(i, 10 - i, b"x", 1 << (4 * i)) for i in range(9)]
-    batch = reread(mine, mine.write(small, sync=False, rewritten=True))
-    assert [Packed(batch, i).generation for i in range(9)] == [
-        each.generation for each in small
-    ]
-    assert [Packed(batch, i).birth for i in range(9)] == [each.birth for each in small]
+    small = Columns(rewritten=True)
+    for i in range(9):
+        small.add(i, 10 - i, b"x", 1 << (4 * i))
+    batch = reread(mine, mine.write(small, sync=False))
+    assert [Packed(batch, i).generation for i in range(9)] == small.generations
+    assert [Packed(batch, i).birth for i in range(9)] == small.births
     assert batch.keys(None) == list(range(9))
 
 
@@ -81,9 +81,10 @@ def test_batches_of_one_process_lie_in_one_pack(home: Folder, mine: Packs) -> No
     assert len({batch.name for batch in batches}) == 1
     assert list(home.names()) == [batches[0].name]
     for batch, count in zip(batches, (1, 5, 64), strict=True):
-        assert values(mine, reread(mine, batch), count) == [
-            each.data for each in some(count, name=str(count))
-        ]
+        assert (
+            values(mine, reread(mine, batch), count)
+            == some(count, name=str(count)).datas
+        )
 
 
 def test_a_pack_that_is_large_gets_no_further_batch(
@@ -112,7 +113,7 @@ def test_a_write_that_was_broken_off_shifts_no_later_batch(
             mine.write(some(9, name="lost"), sync=False)
     after = mine.write(some(9, name="after"), sync=False)
     for batch, name in ((before, "before"), (after, "after")):
-        expected = [each.data for each in some(9, name=name)]
+        expected = some(9, name=name).datas
         assert values(mine, reread(mine, batch), 9) == expected
 
 
@@ -134,8 +135,8 @@ def test_threads_that_write_at_once_do_not_mix_their_batches(mine: Packs) -> Non
     assert len(written) == 200
     for batch, label in written:
         again = reread(mine, batch)
-        assert again.keys(None) == [each.key for each in some(30, name=label)]
-        assert values(mine, again, 30) == [each.data for each in some(30, name=label)]
+        assert again.keys(None) == some(30, name=label).keys
+        assert values(mine, again, 30) == some(30, name=label).datas
 
 
 def test_a_pack_may_be_ended_while_a_thread_appends_to_it(mine: Packs) -> None:
@@ -154,7 +155,7 @@ def test_a_pack_may_be_ended_while_a_thread_appends_to_it(mine: Packs) -> None:
         stop.set()
         thread.join()
     for number, batch in enumerate(batches):
-        expected = [each.data for each in some(9, name=f"{number}-")]
+        expected = some(9, name=f"{number}-").datas
         assert values(mine, reread(mine, batch), 9) == expected
 
 
@@ -173,7 +174,7 @@ def test_threads_read_more_packs_than_may_be_open(
         try:
             for turn in range(600):
                 number = turn % 6
-                expected = [each.data for each in some(9, name=f"{number}-")]
+                expected = some(9, name=f"{number}-").datas
                 assert values(mine, batches[number], 9) == expected
         except BaseException as error:
             failed.append(error)
@@ -191,12 +192,12 @@ def test_a_descriptor_that_is_another_files_by_now_is_not_believed(
     home: Folder, mine: Packs
 ) -> None:
     batch = mine.write(some(9), sync=False)
-    assert values(mine, batch, 9) == [each.data for each in some(9)]
+    assert values(mine, batch, 9) == some(9).datas
     shared = mine._open[batch.name]
     other = os.open(home.path, os.O_RDONLY)
     os.dup2(other, shared)
     os.close(other)
-    assert values(mine, batch, 9) == [each.data for each in some(9)]
+    assert values(mine, batch, 9) == some(9).datas
     assert mine.block(batch.record) == mine.block(batch.record)
 
 
@@ -274,4 +275,4 @@ def test_a_refusal_of_the_system_is_no_damage(mine: Packs, code: str) -> None:
         with pytest.raises(errors.StoreError, match="'k1'") as caught:
             mine.read(Packed(batch, 1), "k1")
     assert caught.value.errno == number
-    assert mine.read(Packed(batch, 1), "k1") == some(9)[1].data
+    assert mine.read(Packed(batch, 1), "k1") == some(9).datas[1]
