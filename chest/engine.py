@@ -52,7 +52,6 @@ log = logging.getLogger("chest")
 GIVE_BACK_AFTER = 64 << 20  # bytes that left memory; asking the allocator takes 1-5 ms
 KEPT_NBYTES = 32 << 20  # larger blocks go back at once (glibc's largest mmap threshold)
 MOST_OPEN_FILES = 512  # handed to the user's open_many at once, as by chest 0.2.3
-MISSING: Any = object()
 MOST_LOOKS = 100  # times a reader follows a key that others keep replacing
 
 
@@ -266,13 +265,13 @@ class Engine(Packing):
         """The value of a key that is not in memory."""
         entry = self._manifest.index.get(key)
         if entry is None:
+            hash(key)
             # It may have come into memory since the caller looked.
-            value = self._values.get(key, MISSING)
-            if value is MISSING:
-                raise KeyError(key)
-            return value
-        if self._settings.on_miss is not nothing:
-            self._settings.on_miss(key)
+            try:
+                return self._values[key]
+            except KeyError:
+                raise KeyError(key) from None
+        self._report_miss(key, entry)
         if type(entry) is Packed:
             # Replaced or moved between the look and the read: `_read` looks again.
             try:
