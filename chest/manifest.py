@@ -485,8 +485,7 @@ class Manifest(LogFile):
                 break
             start = self._take_plain(data, end + 1)
         else:
-            if start < len(data):
-                self._check_newline(data[start:])
+            self._check_newline(data[start:])
         self._position += start
         return start > 0
 
