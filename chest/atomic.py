@@ -135,7 +135,9 @@ class Atomic(Bulk):
             try:
                 number = self._values[key]
             except KeyError:
-                if old is not None:
+                if old is not None and old.value is not None:
+                    number = self._spill.decode_small(key, old, old.value)
+                elif old is not None:
                     number = self._read(key)[0]
                 elif default is None:
                     raise

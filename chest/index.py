@@ -64,8 +64,6 @@ class Index:
     ----------
     get : callable
         key → its live entry as far as the log was read, or None. O(1).
-    has : callable
-        key → whether it has one, for less.
     last_birth : int
         The highest birth of an entry here.
     records : int
@@ -105,14 +103,13 @@ class Index:
         self._deadlines: list[tuple[float, int, Any]]
         self._order = count()
         self.get: Callable[[Hashable], AnyEntry | None]
-        self.has: Callable[[Hashable], bool]
         self._rebuild = rebuild
         self.journal: list[Hashable] | None
         self._clear()
         if base is None:
             return
         self.base = base
-        self.get, self.has = self._get_both, self._has_both
+        self.get = self._get_both
         self.last_birth = base.last_birth
         self.records = self.noted = base.about.records
         self.file_nbytes = base.about.file_nbytes
@@ -128,7 +125,8 @@ class Index:
         self.due = about.deadlines[0] if about.deadlines else NEVER
 
     def _clear(self) -> None:
-        self._replace({})
+        self.entries: dict[Hashable, Any] = {}
+        self.get = self.entries.get
         self.base = None
         self.last_birth = self.file_nbytes = 0
         self.batches, self.inline = [], {}
@@ -191,16 +189,29 @@ class Index:
         self.records += 1
         if self.journal is not None:
             self.note([key])
-        if (
-            type(old) is Entry
-            and old.value is not None
-            and entry.value is not None
-            and old.birth == entry.birth
-            and old.expires is None
-            and entry.expires is None
-        ):
-            self.entries[key] = entry  # a small value in the place of another
-            return
+        if entry.value is not None and entry.expires is None:
+            # Small values that are published one by one: every process that has the
+            # chest open comes here with each of them.
+            birth = entry.birth
+            if old is None:
+                if birth > self.last_birth and self.base is None and not self.expired:
+                    self.entries[key], self.inline[key] = entry, None
+                    self.last_birth = birth
+                    if birth > self.birth:
+                        self.birth = birth
+                    return
+            elif (
+                type(old) is Entry
+                and old.value is not None
+                and old.birth == birth
+                and old.expires is None
+            ):
+                self.entries[key] = entry
+                return
+        self._change(key, entry, old)
+
+    def _change(self, key: Hashable, entry: Entry, old: AnyEntry | None) -> None:
+        """`change`, whatever there is to do."""
         if entry.gone == "all":
             self._clear()
             return
@@ -375,18 +386,6 @@ class Index:
         self._latest = key, row, entry
         return entry
 
-    def _has_both(self, key: Hashable) -> bool:
-        entry: AnyEntry | None = self.entries.get(key, MISSING)
-        if entry is not MISSING:
-            return entry is not None
-        base = self.base
-        assert base is not None
-        try:
-            return base.has(key)
-        except LOST:
-            self.lose_base()
-            return self.has(key)
-
     def _row(self, key: Hashable) -> int:
         """The row of the base that still speaks for *key*; -1 when none does."""
         if self.base is None:
@@ -426,7 +425,7 @@ class Index:
         self.__dict__.update(fresh.__dict__)
         self.birth = birth
         if self.base is None:
-            self._replace(self.entries)
+            self.get = self.entries.get
 
     # -- steps -------------------------------------------------------------------------
 
@@ -476,8 +475,8 @@ class Index:
             self.file_nbytes -= old.size
 
     def _replace(self, entries: dict[Hashable, AnyEntry]) -> None:
-        self.entries: dict[Hashable, Any] = entries
-        self.get, self.has = entries.get, entries.__contains__
+        self.entries = entries
+        self.get = entries.get
 
 
 class _Row(int):

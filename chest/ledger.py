@@ -23,6 +23,7 @@ from typing import Any, NoReturn
 
 from chest import errors, expiry
 from chest.eviction import policy as make_policy
+from chest.expiry import NEVER
 from chest.index import AnyEntry
 from chest.memory import MemoryTier, Slot, Slots
 from chest.opening import open_tier, temporary_folder
@@ -138,7 +139,7 @@ class Ledger:
         """Let memory follow what the manifest has read (C1, C2)."""
         manifest = self._manifest
         due = manifest.index.due
-        if due != expiry.NEVER and due <= (now := expiry.now()):
+        if due != NEVER and due <= (now := expiry.now()):
             manifest.changed.update(manifest.index.expire(now))
         self._drop_stale()
         # Last: a thread that finds nothing to look at reads `_values` without the lock.
@@ -181,7 +182,7 @@ class Ledger:
         self._seen, due = manifest.seen, manifest.index.due
         # Only a chest with deadlines looks at the clock.
         word = manifest.word
-        self._word = word if due == expiry.NEVER else expiry.Due(word, due)
+        self._word = word if due == NEVER else expiry.Due(word, due)
 
     def _give_way(self, published: Iterable[Hashable]) -> None:
         """Settle births that two processes gave at once: who published keeps the place."""
@@ -213,11 +214,7 @@ class Ledger:
                 self._refuse()
             manifest = self._manifest
             manifest.enter()
-            if (
-                manifest.changed
-                or manifest.reloaded
-                or manifest.index.due != expiry.NEVER
-            ):
+            if manifest.changed or manifest.reloaded or manifest.index.due != NEVER:
                 try:
                     self._absorb()
                 except BaseException:
@@ -233,7 +230,7 @@ class Ledger:
         manifest = self._manifest
         try:
             self._seen = manifest.seen
-            if manifest.index.due != expiry.NEVER or self._word is not manifest.word:
+            if manifest.index.due != NEVER or self._word is not manifest.word:
                 self._watch()
             manifest.leave()
         finally:

@@ -40,6 +40,7 @@ class LogFile:
     _lines: Lines
     _fd: int
     _position: int
+    _suspect: bool  # a write to the disk failed: what is there need not be
     _depth: int  # how often the lock was taken by this handle
     _identity: tuple[int, int]  # of the folder
 
@@ -66,6 +67,12 @@ class LogFile:
             raise self._dropped()
         return not os.path.samestat(now, os.fstat(self._fd))
 
+    def _check_there(self) -> None:
+        """Raise DroppedError when the open file has no name any more."""
+        if not os.fstat(self._fd).st_nlink:
+            msg = f"{self._home.path} was removed while this chest was open"
+            raise errors.DroppedError(msg, path=self._home.path)
+
     def _dropped(self) -> errors.DroppedError:
         msg = f"{self._home.path} was dropped by another process"
         return errors.DroppedError(msg, path=self._home.path)
@@ -75,6 +82,20 @@ class LogFile:
         first = self._lines.first(header, START)
         with folder.refusals(self.path, "could not be written anew"):
             self._home.write_aside(NAME, [first], sync=self.sync)
+
+    def _write(self, line: bytes) -> None:
+        """Write a record at the end of the log, and say so; or nothing of it is left."""
+        end = self._position
+        try:
+            system.pwrite_all(self._fd, line, end)
+            if self.sync:
+                system.sync_file(self._fd)
+        except OSError as error:
+            self._take_back(end)
+            self._suspect = self.sync
+            raise self._refused(error, "could not be written to") from error
+        self._position = end + len(line)
+        self._announce()
 
     def _announce(self) -> None:
         """Let pollers see that the log grew."""

@@ -194,10 +194,10 @@ class Manifest(LogFile):
 
     def leave(self) -> None:
         """End what `enter` began."""
-        if self._depth > 1:
-            self._depth -= 1
-        elif self._depth:
+        if self._depth == 1:
             self._unlock()
+        elif self._depth:
+            self._depth -= 1
         # Else in a child that was forked meanwhile: the lock is the parent's.
 
     def append(
@@ -246,20 +246,6 @@ class Manifest(LogFile):
         if not entry.generation:
             entry.generation = number
         self.index.change(key, entry, old)
-
-    def _write(self, line: bytes) -> None:
-        """Write a record at the end of the log, and say so; or nothing of it is left."""
-        end = self._position
-        try:
-            system.pwrite_all(self._fd, line, end)
-            if self.sync:
-                system.sync_file(self._fd)
-        except OSError as error:
-            self._take_back(end)
-            self._suspect = self.sync
-            raise self._refused(error, "could not be written to") from error
-        self._position = end + len(line)
-        self._announce()
 
     @property
     def wasteful(self) -> bool:
@@ -480,24 +466,47 @@ class Manifest(LogFile):
             finally:
                 self._unlock()
 
-    def _read_new(self) -> bool:
-        """Apply the whole records after `_position`; True when there were some."""
-        size = os.fstat(self._fd).st_size
+    def _read_new(self, size: int = -1) -> bool:
+        """Apply the whole records after `_position`; True when there were some.
+
+        *size* is that of the log, where it is known.
+        """
+        if size < 0:
+            size = os.lseek(self._fd, 0, os.SEEK_END)
         if size <= self._position:
             if size < self._position:  # a record was taken back: its fsync had failed
                 self._reopen()
             return size < self._position
         data = system.read_all(self._fd, self._position, size - self._position)
-        start = 0
+        start = self._take_plain(data, 0)
         while (end := data.find(b"\n", start)) >= 0:
             if not self._take(data[start:end]):
                 self._check_torn(data, start, end)
                 break
-            start = end + 1
+            start = self._take_plain(data, end + 1)
         else:
             self._check_newline(data[start:])
         self._position += start
         return start > 0
+
+    def _take_plain(self, data: bytes, start: int) -> int:
+        """Apply lines of one entry with a plain key each; where others begin."""
+        # The steps of `_take`, for what is published one by one: it is read by every
+        # process that has the chest open.
+        index, changed, plain = self._growing, self.changed, self._lines.plain
+        number = self._generation + 1
+        while (end := data.find(b"\n", start)) >= 0:
+            entry = plain(data, start, end, number)
+            if entry is None or type(entry.text) is not str:
+                break
+            key = entry.text
+            self._generation = number
+            if not entry.generation:
+                entry.generation = number
+            changed.add(key)
+            index.change(key, entry, index.get(key))
+            number, start = self._generation + 1, end + 1
+        return start
 
     def _take(self, line: bytes) -> bool:
         """Apply one line; False when its check does not fit."""
@@ -556,15 +565,14 @@ class Manifest(LogFile):
             else:
                 # Whoever marked it was killed before the new file took its place.
                 self._announce()
-        status = os.fstat(self._fd)
-        if not status.st_nlink:
-            msg = f"{self._home.path} was removed while this chest was open"
-            raise errors.DroppedError(msg, path=self._home.path)
-        if status.st_size != self._position:
-            self._read_new()
+        if not self._generation % LOOK_EACH:
+            self._check_there()
+        size = os.lseek(self._fd, 0, os.SEEK_END)
+        if size != self._position:
+            self._read_new(size)
             self.seen = self.word[1]
-            if status.st_size > self._position:
-                torn = status.st_size - self._position
+            if size > self._position:
+                torn = size - self._position
                 log.info("%s: a torn record of %d bytes is cut off", self.path, torn)
                 os.ftruncate(self._fd, self._position)
         if self._suspect:

@@ -140,6 +140,7 @@ class Header(msgspec.Struct, omit_defaults=True):
 _digest = xxhash.xxh3_64_hexdigest
 _encode = msgspec.json.Encoder().encode
 _decode_record = msgspec.json.Decoder(Entry | list[Entry]).decode
+_decode_entry = msgspec.json.Decoder(Entry).decode
 _decode_header = msgspec.json.Decoder(Header).decode
 
 
@@ -223,6 +224,23 @@ class Lines:
         except msgspec.MsgspecError as error:
             raise self.corrupt(offset, str(error)) from error
         return record if isinstance(record, list) else [record]
+
+    def plain(self, data: bytes, start: int, end: int, number: int) -> Entry | None:
+        """The entry of the line at *start*; None where `read` is needed.
+
+        That is, where it is signed or damaged, a list, or speaks of more than one key.
+        """
+        body = data[start + CHECK + 1 : end]
+        if self._sign is not None or not (
+            data.startswith(_digest(body, number).encode(), start)
+            and data.startswith(b" {", start + CHECK)
+        ):
+            return None
+        try:
+            entry = _decode_entry(body)
+        except msgspec.MsgspecError:
+            return None
+        return None if entry.count or entry.gone == "all" else entry
 
     def is_check(self, check: bytes, body: bytes, number: int) -> bool:
         """Whether *check* is that of *body* as the *number*-th record."""

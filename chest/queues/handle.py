@@ -37,6 +37,7 @@ from chest.queues.leases import Holder, Leases
 from chest.settings import Settings, absolute
 from chest.signing import Key
 from chest.stores.local import LocalStore, untrusted
+from chest.system import locks
 
 __all__ = ["Door", "Handle"]
 
@@ -58,14 +59,17 @@ class Door:
         try:
             if handle._closed:
                 handle._refuse()
-            if not handle._home.lock(handle._timeout):
+            home = handle._home
+            if handle._timeout is None and system.POSIX:
+                locks.flock(home.lock_fd, locks.EXCLUSIVE)
+            elif not home.lock(handle._timeout):
                 handle._refuse_locked()
             try:
                 if handle._renew:
                     handle._appear_again()
                 return handle._header.read()
             except BaseException:
-                handle._home.unlock()
+                home.unlock()
                 raise
         except BaseException:
             self._mutex.release()
@@ -73,7 +77,7 @@ class Door:
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
         try:
-            self._handle._home.unlock()
+            locks.flock(self._handle._home.lock_fd, locks.FREE)
             if kind is not None:
                 self._handle._leases.reset()  # it may have noted what was not published
         finally:

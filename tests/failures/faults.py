@@ -38,7 +38,7 @@ WRITES = frozenset(
         "utime",
     ]
 )
-READS = frozenset(["fstat", "stat", "pread", "read", "scandir"])
+READS = frozenset(["fstat", "stat", "lseek", "pread", "read", "scandir"])
 DIED = 77  # exit status of a child that died where it was told to
 PATIENCE = 3  # seconds until a child that hangs is ended
 

@@ -6,11 +6,13 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from chest import errors
 from chest.folder import Folder
+from chest.keys import encode
 from chest.manifest import LOOK_EACH, Manifest
 from chest.packs import Packs
 from chest.records import Entry
@@ -253,3 +255,21 @@ def test_a_folder_that_was_removed_by_hand_is_noticed(
 
     with pytest.raises(errors.DroppedError):
         put_many()
+
+
+def test_records_of_one_plain_key_and_others_are_read_in_their_order(
+    opened: Open,
+) -> None:
+    """The quick way for the usual record gives way to the other, and comes back."""
+    writer, reader = opened(), opened()
+    keys: list[Any] = ["a", ("t", 1), "b", 7, "c"]
+    for key in keys:
+        with writer.exclusive():
+            entry = Entry(encode(key), writer.index.next_birth(), "name")
+            writer.append_one(key, entry, None)
+    with writer.exclusive():
+        writer.append([(key, Entry(key, gone="key")) for key in ("a", "b")])
+    put(writer, "d")
+    assert reader.tail()
+    assert live(reader) == live(opened()) == [("t", 1), 7, "c", "d"]
+    assert reader.changed == {*keys, "d"}
