@@ -262,6 +262,11 @@ class Manifest(LogFile):
         self._announce()
 
     @property
+    def generation(self) -> int:
+        """The number of the last record that was read."""
+        return self._generation
+
+    @property
     def wasteful(self) -> bool:
         """The log holds more than twice as many records as live entries."""
         return self.index.records > COMPACT_FROM + 2 * len(self.index)
@@ -281,17 +286,15 @@ class Manifest(LogFile):
 
         O(what is newer than the checkpoint), for a copy.
         """
-        source = Source(
-            self.id, self._first, self._generation, self._position, self._opening
-        )
+        read = self._generation, self._position
+        source = Source(self.id, self._first, *read, self._opening)
         return Rewrite(self._home, self._lines, self.index, source, self.load_key)
 
     def take(self, rewrite: Rewrite) -> bool:
         """Go on with what `rewrite` began and somebody wrote; within `exclusive`.
 
-        False, and nothing happens, when another log has taken this one's place since.
-        Readers go on with the old file until they see its word; a crash at any point
-        leaves one of the two. O(what was published since).
+        False, and nothing happens, when another log has taken this one's place since. A
+        crash at any point leaves one of the two. O(what was published since).
 
         Raises
         ------

@@ -72,8 +72,12 @@ class SmallTier:
         """
         self.manifest.check_writable()
         with refusals(self.store.home.path, "takes no pack"):
-            sync = self.manifest.sync
-            return self.packs.write(small, sync=sync, rewritten=rewritten)
+            return self.packs.write(
+                small,
+                sync=self.manifest.sync,
+                rewritten=rewritten,
+                generation=self.manifest.generation,
+            )
 
     def publish_packed(
         self,
