@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 import tempfile
@@ -32,7 +31,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         prog="python -m benchmarks",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Measure chest beside its rivals; `plot FILE.json` draws a run, "
-        "`pages FILE.json` prints it for docs/performance-figures.txt.",
+        "`pages FILE.json …` prints runs for docs/performance-figures.txt.",
         epilog=f"workloads (default: all but rows_… and growth):\n{lines}\n\n"
         f"rivals: {', '.join(RIVALS)}",
     )
@@ -46,8 +45,9 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--legacy", metavar="FILE", help="chest 0.2.3's sdist, or `download`")
     arguments = parser.parse_args(argv)
     if arguments.workloads[:1] in ([PLOT], [PAGES]):
-        if len(arguments.workloads) != 2:
-            parser.error(f"{arguments.workloads[0]} takes one FILE.json")
+        command, *files = arguments.workloads
+        if not files or (command == PLOT and len(files) > 1):
+            parser.error(f"{command} takes {'one ' * (command == PLOT)}FILE.json")
         return arguments
     for given, known in ((arguments.workloads, WORKLOADS), (arguments.rivals, RIVALS)):
         if unknown := sorted(set(given or ()) - set(known)):
@@ -82,9 +82,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(report.plot(Path(arguments.workloads[1])))
         return 0
     if arguments.workloads[:1] == [PAGES]:
-        source = Path(arguments.workloads[1])
-        print(report.pages(source), end="")
-        found = growth.curves(json.loads(source.read_text(encoding="utf-8"))["rows"])
+        sources = [Path(name) for name in arguments.workloads[1:]]
+        print(report.pages(*sources), end="")
+        found = growth.curves(report.written(*sources))
         if found:
             print(f"\n{growth.table(found)}", end="")
             growth.draw(found)

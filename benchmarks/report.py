@@ -16,7 +16,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from benchmarks import growth
+from benchmarks import growth, matrix
+from benchmarks.matrix import PREFIX
 from benchmarks.plan import Goal, Sizes, Workload
 from benchmarks.runner import Outcome
 
@@ -30,6 +31,7 @@ __all__ = [
     "rows",
     "table",
     "versions",
+    "written",
 ]
 
 SUBJECT = "chest"  # whom the goals speak of
@@ -270,26 +272,39 @@ def as_json(
     )
 
 
-def pages(source: Path) -> str:
-    """A written JSON file as reStructuredText, one table per figure.
+def written(*sources: Path) -> list[dict[str, Any]]:
+    """The rows of written JSON files; of a workload that is in several, the last's."""
+    by_workload: dict[str, list[dict[str, Any]]] = {}
+    for source in sources:
+        mine: dict[str, list[dict[str, Any]]] = {}
+        for row in json.loads(source.read_text(encoding="utf-8"))["rows"]:
+            mine.setdefault(row["workload"], []).append(row)
+        by_workload |= mine
+    return [row for rows in by_workload.values() for row in rows]
+
+
+def pages(*sources: Path) -> str:
+    """Written JSON files as reStructuredText, one table per figure.
 
     Parameters
     ----------
-    source : Path
-        What ``--json`` wrote.
+    *sources : Path
+        What ``--json`` wrote, in several runs perhaps.
 
     Returns
     -------
     str
         What ``docs/performance.rst`` includes.
     """
-    run = json.loads(source.read_text(encoding="utf-8"))
+    run = json.loads(sources[0].read_text(encoding="utf-8"))
+    found = written(*sources)
     known = [f"{name} {version}" for name, version in run["versions"].items()]
     installed = [text for text in known if not text.endswith(" not installed")]
     lines = [f"{run['machine']}. {', '.join(installed)}.", ""]
     panels: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for row in run["rows"]:
-        if row["workload"] != growth.WORKLOAD:  # has a table and a picture of its own
+    for row in found:
+        own = row["workload"] == growth.WORKLOAD or row["workload"].startswith(PREFIX)
+        if not own:  # those have tables of their own
             panels.setdefault((row["workload"], row["figure"]), []).append(row)
     for (workload, figure), panel in panels.items():
         bases = list(dict.fromkeys(name for row in panel for name in row["ratios"]))
@@ -304,7 +319,8 @@ def pages(source: Path) -> str:
         for cells in [head, *(_page_cells(row, bases) for row in panel)]:
             lines.append("   " + ",".join(f'"{cell}"' for cell in cells))
         lines.append("")
-    return "\n".join(lines)
+    small = matrix.tables(found)
+    return "\n".join([*lines, small] if small else lines)
 
 
 def _page_cells(row: dict[str, Any], bases: Sequence[str]) -> list[str]:

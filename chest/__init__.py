@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from chest.ordered import Ordered
     from chest.queues.durable import DurableQueue
     from chest.queues.flushing import FlushQueue
+    from chest.recovery import recover
     from chest.sizing import nbytes
     from chest.zarrstore import zarr_store
 
@@ -37,6 +38,7 @@ __all__ = [
     "map",
     "memoize",
     "nbytes",
+    "recover",
     "zarr_store",
 ]
 
@@ -48,6 +50,7 @@ _HOMES = {
     "map": "chest.memo",
     "memoize": "chest.memo",
     "nbytes": "chest.sizing",
+    "recover": "chest.recovery",
     "zarr_store": "chest.zarrstore",
 }
 

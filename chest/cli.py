@@ -1,4 +1,4 @@
-"""The command line: ``chest demo | info | ls | get | verify | compact``.
+"""The command line: ``chest demo | info | ls | get | verify | compact | recover``.
 
 Owns: arguments, exit codes, and errors as one line.
 Does not own: anything that is done to a chest; each command is a few calls on one.
@@ -133,6 +133,7 @@ def _parser() -> argparse.ArgumentParser:
         ("get", _get, _add_get),
         ("verify", _verify, _add_verify),
         ("compact", _compact, None),
+        ("recover", _recover, _add_recover),
     ):
         sub = commands.add_parser(name, parents=[path], help=command.__doc__)
         sub.set_defaults(command=command)
@@ -202,6 +203,13 @@ def _add_get(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_verify(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+
+
+def _add_recover(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--sign-key", metavar="env:NAME", help="of a signed chest: where its key stands"
+    )
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
 
 
@@ -437,6 +445,30 @@ def _verify(options: argparse.Namespace) -> int:
         return PROBLEM
     print(f"{count:,} values, every byte as it was written")
     return FINE
+
+
+def _recover(options: argparse.Namespace) -> int:
+    """Make a lost or damaged manifest anew from what is whole; keep the old one."""
+    from chest.recovery import recover
+
+    report = recover(
+        options.path,
+        trust=options.trust,
+        sign_key=options.sign_key,
+        progress=not options.quiet,
+    )
+    rows = [
+        ("keys", f"{report.keys:,}"),
+        ("told by records", f"{report.told:,}"),
+        ("uncertain", f"{len(report.uncertain):,}"),
+        ("damaged records", f"{report.records:,}"),
+        ("problems", f"{len(report.problems):,}"),
+        ("old manifest", _safe(report.kept) or "as it was, or none"),
+    ]
+    print(reprs.table(("chest", _safe(options.path)), rows))
+    for problem in report.problems:
+        print(_safe(f"{problem.path}: {problem.message}"))
+    return PROBLEM if report.problems else FINE
 
 
 def _compact(options: argparse.Namespace) -> int:

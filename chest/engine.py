@@ -24,6 +24,7 @@ from typing import Any
 from chest import errors, lifetime, system
 from chest.errors import short
 from chest.folder import (
+    DAMAGED,
     HOST,
     LOCK,
     OF_QUEUE,
@@ -456,7 +457,7 @@ class Engine(Packing):
             self._manifest.mark_moved()
             home.unlink(NAME, missing_ok=True)
             for name in list(home.names()):
-                if name.startswith(TEMPORARY) or name in (LOCK, HOST):
+                if name.startswith((TEMPORARY, DAMAGED)) or name in (LOCK, HOST):
                     self._spill.store.delete(name)
             for queue in queues:
                 _drop_queue(queue)

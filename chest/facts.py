@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Hashable
 from typing import Any
 
-__all__ = ["KeyFacts", "Problem", "Stats"]
+__all__ = ["KeyFacts", "Problem", "Recovered", "Stats"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -120,3 +120,35 @@ class Problem:
     key: Hashable
     path: str
     message: str
+
+
+@dataclasses.dataclass(slots=True)
+class Recovered:
+    """What `chest.recover` found, and what it could not tell.
+
+    Attributes
+    ----------
+    keys : int
+        Keys that the chest has now.
+    told : int
+        Of them, those that the checkpoint or whole records of the log speak of.
+    uncertain : list of key
+        Those that only a file or a pack speaks of: they may have been deleted, or have
+        had a newer value that is lost.
+    problems : list of Problem
+        Values that were known and are damaged (these keys stay, and raise when they are
+        read) or gone (these do not), and what could not be made use of; there the key
+        is ``None``.
+    records : int
+        Damaged records of the log.
+    kept : str
+        Where the old manifest is now; empty: there was none, or it was whole and nothing
+        was changed.
+    """
+
+    keys: int = 0
+    told: int = 0
+    uncertain: list[Any] = dataclasses.field(default_factory=list)
+    problems: list[Problem] = dataclasses.field(default_factory=list)
+    records: int = 0
+    kept: str = ""

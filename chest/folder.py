@@ -22,6 +22,7 @@ from chest import errors, system
 from chest.protocols import Buffer
 
 __all__ = [
+    "DAMAGED",
     "DEAD",
     "HOLDER",
     "ITEMS",
@@ -41,6 +42,7 @@ __all__ = [
 ]
 
 PACK = ".pack-"  # how names of packs begin
+DAMAGED = ".keys-damaged-"  # how names of manifests begin that were made anew
 TEMPORARY = ".tmp-"  # how names of unpublished files and folders begin
 SPARE = f"{TEMPORARY}spare-"  # of folders that wait for the next change of an array
 SEAL = ".chest"  # the file that says that a folder is one value

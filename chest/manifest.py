@@ -115,7 +115,7 @@ class Manifest(LogFile):
         self.reloaded = False
         self.id = ""
         self.seen = 0
-        self._position = self._generation = self._start = self._first = 0
+        self._position = self.generation = self._start = self._first = 0
         self._opening = 0  # how often the log was opened
         try:
             with folder.refusals(self.path, "could not be read"):
@@ -181,7 +181,7 @@ class Manifest(LogFile):
             if (
                 self.word[1] == self.seen
                 and os.lseek(self._fd, 0, os.SEEK_END) == self._position
-                and self._generation % LOOK_EACH
+                and self.generation % LOOK_EACH
                 and not self._suspect
             ):
                 return
@@ -220,7 +220,7 @@ class Manifest(LogFile):
         StoreError
             The disk refused; nothing was published.
         """
-        number = self._generation + 1
+        number = self.generation + 1
         entries = [entry for _, entry in pairs]
         if batch is not None:
             entries.append(batch.record)
@@ -229,7 +229,7 @@ class Manifest(LogFile):
                 entry.generation = 0  # implied by the place in the log
         record = entries[0] if len(entries) == 1 else entries
         self._write(self._lines.line(record, number))
-        self._generation = number
+        self.generation = number
         for entry in entries:
             entry.generation = entry.generation or number
         for key, entry in pairs:
@@ -240,9 +240,9 @@ class Manifest(LogFile):
     def append_one(self, key: Hashable, entry: Entry, old: AnyEntry | None) -> None:
         """`append` of one entry in the place of *old*, the live one of *key*."""
         # What is published one by one goes this way, so each call counts.
-        number = self._generation + 1
+        number = self.generation + 1
         self._write(self._lines.line(entry, number))
-        self._generation = number
+        self.generation = number
         if not entry.generation:
             entry.generation = number
         self.index.change(key, entry, old)
@@ -267,17 +267,15 @@ class Manifest(LogFile):
 
         O(what is newer than the checkpoint), for a copy.
         """
-        source = Source(
-            self.id, self._first, self._generation, self._position, self._opening
-        )
+        read = self.generation, self._position
+        source = Source(self.id, self._first, *read, self._opening)
         return Rewrite(self._home, self._lines, self.index, source, self.load_key)
 
     def take(self, rewrite: Rewrite) -> bool:
         """Go on with what `rewrite` began and somebody wrote; within `exclusive`.
 
-        False, and nothing happens, when another log has taken this one's place since.
-        Readers go on with the old file until they see its word; a crash at any point
-        leaves one of the two. O(what was published since).
+        False, and nothing happens, when another log has taken this one's place since. A
+        crash at any point leaves one of the two. O(what was published since).
 
         Raises
         ------
@@ -319,10 +317,7 @@ class Manifest(LogFile):
             yield entries
 
     def compact(self) -> None:
-        """Rewrite the log with the live entries only, in order of birth; all at once.
-
-        Must be called within `exclusive`. O(keys).
-        """
+        """Rewrite the log at once, with the live entries only; within `exclusive`."""
         rewrite = self.rewrite()
         try:
             rewrite.write(log=True)
@@ -364,7 +359,7 @@ class Manifest(LogFile):
             fd = self._home.open(NAME, flags)
         except OSError as error:
             raise self._refused(error, "could not be opened") from error
-        before = self._fd, self.word, self.index, self._generation, self._position
+        before = self._fd, self.word, self.index, self.generation, self._position
         self._fd = fd
         self._opening += 1
         try:
@@ -373,7 +368,7 @@ class Manifest(LogFile):
             corrupt = isinstance(error, errors.CorruptChestError)
             replaced = corrupt and self._was_replaced()
             # What was known of the old file stays true until this one can be read.
-            self._fd, self.word, self.index, self._generation, self._position = before
+            self._fd, self.word, self.index, self.generation, self._position = before
             self._growing = self.index
             system.close(fd)
             if not replaced:
@@ -400,7 +395,7 @@ class Manifest(LogFile):
             line = head[: head.find(b"\n") + 1]
             header = self._lines.read_first(line)
             self.id = header.id
-            self._first = self._generation = header.generation
+            self._first = self.generation = header.generation
             # Births that were given here and not published yet count as well.
             self._growing = Index(max(header.birth, self.index.birth))
             self.word = self._map_word()
@@ -429,7 +424,7 @@ class Manifest(LogFile):
             about = base.about
             birth = max(about.birth, self._growing.birth)
             self._growing = Index(birth, base, self._reread)
-            self._generation, self._position = about.generation, about.position
+            self.generation, self._position = about.generation, about.position
 
     def _reread(self) -> Index:
         """The index made from the log alone: the checkpoint is damaged."""
@@ -450,7 +445,7 @@ class Manifest(LogFile):
         size = os.fstat(self._fd).st_size
         assert self._legacy is not None
         pairs = self._legacy(system.read_all(self._fd, 0, size))
-        self.id, self._generation = secrets.token_hex(8), 0
+        self.id, self.generation = secrets.token_hex(8), 0
         self.index = self._growing = Index()
         self.word, self.seen, self._position = Unmapped(), 0, size
         for key, name in pairs:
@@ -510,7 +505,7 @@ class Manifest(LogFile):
 
     def _take(self, line: bytes) -> bool:
         """Apply one line; False when its check does not fit."""
-        number = self._generation + 1
+        number = self.generation + 1
         entries = self._lines.read(line, number, self._position)
         if entries is None:
             return False
@@ -520,7 +515,7 @@ class Manifest(LogFile):
             if isinstance(error, errors.ChestError):
                 raise
             raise self._lines.corrupt(self._position, str(error)) from error
-        self._generation = number
+        self.generation = number
         for named, entry, batch in decoded:
             if not entry.generation:
                 entry.generation = number
@@ -547,14 +542,14 @@ class Manifest(LogFile):
         offset = self._position + start
         if end + 1 == len(data) and _is_torn(data[start:end], offset):
             return
-        raise self._lines.corrupt(offset, f"record {self._generation + 1} is damaged")
+        raise self._lines.corrupt(offset, f"record {self.generation + 1} is damaged")
 
     def _check_newline(self, rest: bytes) -> None:
         """A last line without its end is torn, unless only the end is damaged."""
         check, _, body = rest[:-1].partition(b" ")
-        if rest and self._lines.is_check(check, body, self._generation + 1):
+        if rest and self._lines.is_check(check, body, self.generation + 1):
             raise self._lines.corrupt(
-                self._position, f"the end of record {self._generation + 1} is damaged"
+                self._position, f"the end of record {self.generation + 1} is damaged"
             )
 
     def _prepare_to_write(self) -> None:

@@ -26,7 +26,7 @@ from chest.stores.local import LocalStore, untrusted
 
 Legacy = Callable[[bytes], list[tuple[Hashable, str]]]
 
-__all__ = ["open_folder", "open_tier", "temporary_folder"]
+__all__ = ["formats", "open_folder", "open_tier", "temporary_folder"]
 
 
 def temporary_folder() -> str:
@@ -82,7 +82,7 @@ def open_tier(path: str, settings: Settings) -> SpillTier:
         store,
         packs,
         manifest,
-        _formats(settings),
+        formats(settings),
         wanted_name=settings.key_to_filename,
         full=settings.verify == "full",
         key=key,
@@ -111,7 +111,8 @@ def _check_new(store: LocalStore, path: str) -> None:
     for name in store.sealed():
         msg = (
             f"{path} holds values of a chest ({name}) but no manifest {NAME}: it was "
-            f"lost. Nothing was changed; bring {NAME} back, or move the files away"
+            f"lost. Nothing was changed; bring {NAME} back, make it anew (chest recover "
+            f"{path}), or move the files away"
         )
         raise errors.CorruptChestError(
             msg,
@@ -119,21 +120,21 @@ def _check_new(store: LocalStore, path: str) -> None:
         )
 
 
-def _formats(settings: Settings) -> dict[str, Format]:
+def formats(settings: Settings) -> dict[str, Format]:
     """The formats a chest may read and write, by name."""
     from chest.formats.custom import Custom
     from chest.formats.data import Data
 
-    formats: dict[str, Format] = {"data": Data()}
+    found: dict[str, Format] = {"data": Data()}
     if settings.trust != "data":
-        formats["pickle"] = pickle = Pickle5()
+        found["pickle"] = pickle = Pickle5()
         for codec in CODECS:
-            formats[form_of(codec)] = Compressed(codec, pickle)
+            found[form_of(codec)] = Compressed(codec, pickle)
     if settings.is_custom:
-        formats["custom"] = Custom(
+        found["custom"] = Custom(
             settings.dump, settings.load, settings.mode, settings.open
         )
-    return formats
+    return found
 
 
 def _load_key(pickled: bytes) -> object:

@@ -32,6 +32,7 @@ FEWEST_PACKED = 64  # values written at once; fewer get a file each
 SMALL_NBYTES = 4 * PACKED_NBYTES  # bytes in memory of what may have a small pickle
 INLINE_NBYTES = 1024  # bytes in memory of what may lie in the log for a while
 MOST_PACKS = 64  # more are merged by compaction
+MOST_NEWER = 1 << 20  # entries in memory before a checkpoint takes them up
 MOST_REWRITES = 3  # times that somebody else may write the log meanwhile
 MISSING: Any = object()
 _dumps = functools.partial(pickle.dumps, protocol=5)
@@ -177,6 +178,9 @@ class Packing(Ledger):
             others += self._pack_out(again, failed, keep=keep)
             if not keep:
                 self._drop_clean(taken)
+            newer = len(self._manifest.index.entries)
+            if newer >= MOST_NEWER and 2 * newer > len(self._manifest.index):
+                self._checkpoint()  # each entry takes some 250 bytes until then
         return others
 
     def _small_ones(

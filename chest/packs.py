@@ -3,16 +3,19 @@
 Owns: the bytes of a pack, its batches, and which file of this process the next batch goes
 to. Does not own: which entries are live (the index), or when a value is packed.
 
-A pack is append-only. Each batch is the values, one after the other, and an index of four
-columns of little-endian 32-bit numbers and the keys::
+A pack is append-only. Each batch is a head, the values, one after the other, and an index
+of four columns of little-endian 32-bit numbers and the keys::
 
-    values…  pad to 8  ends[n]  checks[n]  births[n]  key_ends[n]  (generations[n])  keys…
+    head  values…  pad to 8  ends[n]  checks[n]  births[n]  key_ends[n]  (generations[n])
+    keys…
 
 ``ends`` and ``key_ends`` count from the first value and the first key, ``births`` from the
 record's ``birth``; ``checks`` are the low halves of the values' xxh3; ``generations``, 64
 bits each, stand only in a batch that was rewritten. The manifest's record of the batch
 says where it lies and what its index's checksum is, so that what was appended and not
-published is nobody's.
+published is nobody's. The head says it again, for whoever has lost the manifest. Its
+checksum covers the pack's name, which nobody knows before it is made: the bytes of a
+value cannot pass for a batch.
 
 Invariants
 ----------
@@ -27,6 +30,7 @@ import contextlib
 import errno
 import os
 import secrets
+import struct
 import sys
 import threading
 from array import array
@@ -37,7 +41,7 @@ from typing import Any
 import msgspec
 import xxhash
 
-from chest import errors, keys, system
+from chest import errors, expiry, keys, system
 from chest.folder import PACK, Folder, refused
 from chest.records import Entry
 
@@ -49,6 +53,9 @@ GAP = 4096  # bytes of other values that are read along rather than left out
 RUN = 1 << 20  # bytes of one read
 MOST_OPEN = 128  # packs whose descriptor is kept for reading
 NOT_PLAIN = (errno.ELOOP, errno.EINVAL, errno.EISDIR)  # a link, a pipe, a folder
+
+HEAD = struct.Struct("<8sIIqQQQQQdQ")
+HEAD_MAGIC = b"CHESTPB1"
 
 _HALF = 0xFFFFFFFF
 _digest = xxhash.xxh3_64_intdigest
@@ -322,8 +329,10 @@ class Packs:
         self._name = ""
         self._end = 0
 
-    def write(self, small: Columns, *, sync: bool) -> Batch:
+    def write(self, small: Columns, *, sync: bool, generation: int = 0) -> Batch:
         """Append one batch; nobody sees it before its record is published.
+
+        *generation* is that of the last record that its writer knows of.
 
         Raises
         ------
@@ -332,33 +341,33 @@ class Packs:
         """
         base = min(small.births)
         block = _block(small, base)
-        name, start, at = self._append(b"".join(small.datas), block, sync=sync)
         record = Entry(
             birth=base,
-            name=name,
             size=len(block),
             digest=f"{_digest(block):016x}",
             count=len(small.keys),
-            start=start,
-            at=at,
             rewritten=small.rewritten,
             made=small.made,
         )
+        values = b"".join(small.datas)
+        self._append(record, values, block, generation, sync=sync)
         return Batch(record, block)
 
     def _append(
-        self, values: bytes, block: bytes, *, sync: bool
-    ) -> tuple[str, int, int]:
-        """Write to the present pack; its name, and where both parts lie."""
+        self, record: Entry, values: bytes, block: bytes, generation: int, *, sync: bool
+    ) -> None:
+        """Write to the present pack, and note in *record* where that is."""
         with self._lock:
             begun = self._writing < 0 or self._end >= PACK_NBYTES
             if begun:
                 self._begin()
-            start = self._end
-            at = start + len(values) + -(start + len(values)) % 8
+            record.name, record.start = self._name, self._end + HEAD.size
+            end = record.start + len(values)
+            record.at = end + -end % 8
             try:
-                pad = bytes(at - start - len(values))
-                written = system.write_all(self._writing, [values, pad, block])
+                head = _head(record, generation)
+                pad = bytes(record.at - end)
+                written = system.write_all(self._writing, [head, values, pad, block])
                 if sync:
                     system.sync_file(self._writing)
                     if begun:
@@ -367,7 +376,36 @@ class Packs:
                 self._stop()
                 raise
             self._end += written
-            return self._name, start, at
+
+    def walk(self, name: str) -> Iterator[tuple[Entry, float]]:
+        """What a pack itself says of its batches: (record, when it was written).
+
+        For who has no manifest: the batches are whole as far as their heads are, but
+        need not have been published, and what became of their values is not known. The
+        record's generation is the last that its writer knew of.
+
+        Raises
+        ------
+        FileNotFoundError
+            The pack is gone.
+        OSError
+            As ``os.open``.
+        UntrustedError
+            Somebody else could have written it.
+        """
+        fd = self._opened(name)
+        try:
+            data = system.map_file(fd, os.fstat(fd).st_size)
+        finally:
+            system.close(fd)
+        at = _next_head(data, 0)
+        while at >= 0:
+            found = _headed(data, at, name)
+            if found is None:
+                at = _next_head(data, at + 1)
+                continue
+            yield found
+            at = _next_head(data, found[0].at + found[0].size)
 
     def block(self, record: Entry) -> bytes:
         """The index of a batch, checked.
@@ -576,6 +614,57 @@ class Packs:
             system.close(fd)  # another thread was quicker
         for oldest in list(self._open)[: max(0, len(self._open) - MOST_OPEN)]:
             self.forget(oldest)
+
+
+def _head(record: Entry, generation: int) -> bytes:
+    """What stands in front of a batch's values."""
+    head = HEAD.pack(
+        HEAD_MAGIC,
+        record.count,
+        record.rewritten,
+        record.birth,
+        record.at,
+        record.size,
+        record.made,
+        generation,
+        int(record.digest, 16),
+        expiry.now(),
+        0,
+    )[:-8]
+    return head + _head_check(head, record.name)
+
+
+def _head_check(head: bytes, name: str) -> bytes:
+    return _digest(head + name.encode()).to_bytes(8, "little")
+
+
+def _headed(data: memoryview, at: int, name: str) -> tuple[Entry, float] | None:
+    """The batch whose head lies at *at*; None when there is none."""
+    head = bytes(data[at : at + HEAD.size])
+    if len(head) < HEAD.size or head[-8:] != _head_check(head[:-8], name):
+        return None
+    _, count, rewritten, birth, block, size, made, generation, digest, written, _ = (
+        HEAD.unpack(head)
+    )
+    record = Entry(
+        birth=birth,
+        name=name,
+        size=size,
+        digest=f"{digest:016x}",
+        count=count,
+        start=at + HEAD.size,
+        at=block,
+        rewritten=bool(rewritten),
+        made=made,
+        generation=generation,
+    )
+    return record, written
+
+
+def _next_head(data: memoryview, at: int) -> int:
+    """Where the next head may begin; -1: nowhere."""
+    whole: Any = data.obj
+    return -1 if not len(data) else int(whole.find(HEAD_MAGIC, at))
 
 
 def _block(small: Columns, base: int) -> bytes:

@@ -6,6 +6,7 @@ not own: the file, its lock, what replaying it leaves.
 
 from __future__ import annotations
 
+import os
 import secrets
 from collections.abc import Callable
 from typing import Any
@@ -257,7 +258,11 @@ class Lines:
 
     def corrupt(self, offset: int, what: str) -> errors.CorruptError:
         """The error for damage at byte *offset*."""
-        untouched = "Nothing was changed; the values' files are untouched"
+        folder = os.path.dirname(self.path)
+        untouched = (
+            "Nothing was changed; the values' files are untouched, and "
+            f"'chest recover {folder}' makes the manifest anew from what is whole"
+        )
         if self._sign is None:
             msg = f"{self.path} is damaged at byte {offset}: {what}. {untouched}"
             return errors.CorruptChestError(msg, path=self.path)

@@ -72,7 +72,9 @@ class SmallTier:
         """
         self.manifest.check_writable()
         with refusals(self.store.home.path, "takes no pack"):
-            return self.packs.write(small, sync=self.manifest.sync)
+            return self.packs.write(
+                small, sync=self.manifest.sync, generation=self.manifest.generation
+            )
 
     def publish_packed(
         self,

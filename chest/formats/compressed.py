@@ -131,15 +131,15 @@ class Compressed:
         DecodingError
             The codec, a module, or a Python that the value needs is not here.
         """
-        plain = self._plain(source)
+        plain = self.plain(source)
         return self._pickle.load(plain, file_id=file_id, full=full)
 
     def check(self, source: Source, *, file_id: str | None) -> None:
         """Raise what `load` would if a byte of the file is not what was written."""
-        self._pickle.check(self._plain(source), file_id=file_id)
+        self._pickle.check(self.plain(source), file_id=file_id)
 
-    def _plain(self, source: Source) -> Source:
-        """The pickle of a file, in memory."""
+    def plain(self, source: Source) -> Source:
+        """The file as it was before compression, in memory; raises as `check`."""
         sizes = _checked(source)
         try:
             codec = _codec(self._codec)

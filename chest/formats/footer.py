@@ -56,6 +56,7 @@ __all__ = [
     "open_footer",
     "pieces",
     "remember",
+    "value_digest",
 ]
 
 ALIGNMENT = 64  # bytes; a cache line, and what Arrow asks for
@@ -160,7 +161,7 @@ class Body:
         footer = Footer(
             VERSION, key, file_id, python, self._skeleton.hexdigest(), self._entries
         )
-        digest = _digest(footer)
+        digest = value_digest(footer)
         if self._sink is not None:
             footer.stop = stop = self.at
             text = _encode(footer)
@@ -207,7 +208,7 @@ class Body:
             raise
 
 
-def _digest(footer: Footer) -> str:
+def value_digest(footer: Footer) -> str:
     """A hash of the value alone: of neither its name nor where its buffers lie."""
     hasher = xxhash.xxh3_128(footer.skeleton.encode())
     for entry in footer.buffers:

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -224,6 +225,54 @@ def test_pages_have_a_table_for_each_figure_of_a_written_run(
     assert ".. csv-table:: ``example``, time [ms]" in lines
     assert '   "raw","2","1","4","–"' in lines
     assert '   "chest","4","2","8","0.5"' in lines
+
+
+def test_pages_of_small_pairs_have_a_line_for_each_rival(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sources = []
+    for name, least in (("rows_10B", 1.0), ("rows_1e3", 100.0), ("rows_1e3", 2000.0)):
+        ended = [outcome("lmdb", least), outcome("chest", 2 * least)]
+        found = report.rows(replace(example(), name=name), ended, TINY)
+        sources.append(tmp_path / f"{least}.json")
+        text = report.as_json(found, ended, TINY, tmp_path)
+        sources[-1].write_text(text, encoding="utf-8")
+
+    assert main(["pages", *map(str, sources)]) == 0
+
+    shown = capsys.readouterr().out
+    assert shown.split("\n\n", 1)[1] == (
+        ".. csv-table:: time [ms]\n"
+        "   :header-rows: 1\n\n"
+        '   "rival","``rows_10B``","``rows_1e3``"\n'
+        '   "lmdb","1","2,000"\n'
+        '   "chest","2","4,000"\n'
+    )
+
+
+def test_pages_of_a_run_of_growth_are_a_paragraph_and_a_table(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("benchmarks.growth.draw", lambda found: None)
+    figures = {"3 keys: open [ms]": 1.0, "1000 keys: open [ms]": 2500.0}
+    ended = [Outcome("growth", "chest", [figures])]
+    found = report.rows(WORKLOADS["growth"], ended, TINY)
+    source = tmp_path / "run.json"
+    source.write_text(report.as_json(found, ended, TINY, tmp_path), encoding="utf-8")
+
+    assert main(["pages", str(source)]) == 0
+
+    machine, table = capsys.readouterr().out.split("\n\n", 1)
+    assert "\n" not in machine
+    assert table == (
+        ".. csv-table:: ``growth``\n"
+        "   :header-rows: 1\n\n"
+        '   "keys","open [ms]"\n'
+        '   "3","1"\n'
+        '   "1,000","2,500"\n'
+    )
 
 
 def test_plot_draws_a_written_run(tmp_path: Path) -> None:

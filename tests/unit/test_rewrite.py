@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from chest import Chest, Ordered, errors, rewrite
+from chest import Chest, Ordered, errors, packing, rewrite
 from chest.base import INDEX
 from chest.rewrite import Rewrite
 
@@ -172,6 +172,25 @@ def test_after_a_checkpoint_no_key_is_kept_in_memory(chest_dir: Path) -> None:
         c.sync()
         assert list(c._manifest.index.entries) == ["k6", "k5"]
         assert dict(c) == {k: v for k, v in MANY.items() if k != "k6"} | {"k5": "newer"}
+
+
+def test_a_flush_of_very_many_keys_does_not_keep_them_all_in_memory(
+    chest_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(packing, "BATCH_KEYS", 100)
+    monkeypatch.setattr(packing, "MOST_NEWER", 300)
+    write, newer = Rewrite.write, []
+    many = {f"k{i}": [i] for i in range(3000)}
+    with Chest(many, chest_dir) as c:
+
+        def writing(self: Rewrite, *, log: bool) -> None:
+            newer.append(len(c._manifest.index.entries))
+            write(self, log=log)
+
+        monkeypatch.setattr(Rewrite, "write", writing)
+        c.sync()
+        assert newer == [300, 400, 800]  # more than half of all keys each time
+        check_all_agree(c, many)
 
 
 def test_who_follows_the_keys_need_not_begin_anew_after_a_checkpoint(
