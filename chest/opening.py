@@ -26,7 +26,7 @@ from chest.stores.local import LocalStore, untrusted
 
 Legacy = Callable[[bytes], list[tuple[Hashable, str]]]
 
-__all__ = ["open_folder", "open_tier", "temporary_folder"]
+__all__ = ["formats_of", "open_folder", "open_tier", "temporary_folder"]
 
 
 def temporary_folder() -> str:
@@ -82,7 +82,7 @@ def open_tier(path: str, settings: Settings) -> SpillTier:
         store,
         packs,
         manifest,
-        _formats(settings),
+        formats_of(settings),
         wanted_name=settings.key_to_filename,
         full=settings.verify == "full",
         key=key,
@@ -119,7 +119,7 @@ def _check_new(store: LocalStore, path: str) -> None:
         )
 
 
-def _formats(settings: Settings) -> dict[str, Format]:
+def formats_of(settings: Settings) -> dict[str, Format]:
     """The formats a chest may read and write, by name."""
     from chest.formats.custom import Custom
     from chest.formats.data import Data
