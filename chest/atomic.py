@@ -341,6 +341,15 @@ class Atomic(Bulk):
             self._raise_first(self._write_out([slot], keep=True))
         return generation(self._manifest.index.get(key))
 
+    @property
+    def _flight_home(self) -> Any:
+        """Where the lock of a computation lies, see `chest.memo.flights`."""
+        return self._spill.store.home
+
+    def _check_writable(self) -> None:
+        """Raise `ReadOnlyError` where nothing is written."""
+        self._manifest.check_writable()
+
     def _keep(
         self, key: Hashable, value: Any, seconds: float, ttl: float | None
     ) -> None:

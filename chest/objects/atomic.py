@@ -11,17 +11,20 @@ is known again by its nonce.
 from __future__ import annotations
 
 import contextlib
+import errno
 import random
 import time
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from numbers import Number
 from typing import Any, NamedTuple, TypeVar
 
 from chest import expiry
+from chest.engine import is_readonly_array
 from chest.errors import short
 from chest.memory import Options, Slot, weigh
 from chest.objects.engine import ObjectEngine
 from chest.objects.sealing import GONE_NBYTES, Job, Sealed, Stored, gone
+from chest.sizing import SCALARS
 from chest.stores.objects import Tag
 from chest.transaction import Transaction
 
@@ -40,6 +43,16 @@ class _State(NamedTuple):
     tag: Tag | None  # None: there is no object
     value: Any = MISSING
     entry: Stored | None = None  # None: the key is absent
+
+
+class _NoLocks(NamedTuple):
+    """In the place of a folder that has locks."""
+
+    path: str
+
+    def open(self, name: str, flags: int) -> int:
+        """Refuse: who asks at the same time on two machines computes twice."""
+        raise OSError(errno.ENOLCK, "no locks in a store of objects", name)
 
 
 class ObjectAtomic(ObjectEngine):
@@ -338,6 +351,53 @@ class ObjectAtomic(ObjectEngine):
                     self._accept(job, new)
                     return new.etag
         raise AssertionError
+
+    # -- for memoized functions --------------------------------------------------------
+
+    @property
+    def _flight_home(self) -> _NoLocks:
+        """Where the lock of a computation would lie: there is none between machines."""
+        return _NoLocks(self.path)
+
+    def _keep(
+        self, key: Hashable, value: Any, seconds: float, ttl: float | None
+    ) -> None:
+        """Publish a value that took so many seconds to make, and leave it to the caller."""
+        expires = None if ttl is None else expiry.deadline(ttl)
+        self._put(key, value, None, expires, cost=seconds, made=int(time.time()))
+        with self.lock:
+            slot = self._slots.get(key)
+            if slot is not None and not slot.fixed:
+                self._memory.drop(slot)
+
+    def _fresh_value(self, key: Hashable) -> tuple[Any, float]:
+        """A value that nobody else can change, and the seconds it took to make.
+
+        What is immutable comes from memory, anything else is got anew.
+        """
+        slot = self._valid(key)
+        if slot is not None and (slot.fixed or slot.dirty):
+            with contextlib.suppress(KeyError):  # another thread has just let it go
+                return self._values[key], slot.cost
+        value, entry = self._fetch(key, admit=False, fresh=True)
+        if is_readonly_array(value) or type(value) in SCALARS:
+            value = self._admit(key, value, entry)
+        return value, entry.cost
+
+    def _written_before(self, keys: Iterable[Any], seconds: float) -> list[Any]:
+        """Those that were computed, or else put, that long ago."""
+        now = time.time()
+
+        def age(key: Any) -> float:
+            found, entry = self._look(key, self._name(key))
+            if found is None or entry is None:
+                return -1.0
+            return now - (entry.made or found.modified)
+
+        wanted = [*keys]
+        ages = self._at_once(age, wanted)
+        old = zip(wanted, ages, strict=True)
+        return [key for key, each in old if each >= max(0.0, seconds)]
 
     # -- steps -------------------------------------------------------------------------
 

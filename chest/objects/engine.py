@@ -231,19 +231,18 @@ class ObjectEngine(ObjectLedger):
             return None
         return None if is_over(entry) else slot
 
-    def _load(self, key: Hashable, *, admit: bool = True, private: bool = False) -> Any:
+    def _load(self, key: Hashable, *, admit: bool = True) -> Any:
         """The value of *key*, from the store unless memory has what is there."""
-        value, _ = self._fetch(key, admit=admit, private=private)
-        return value
+        return self._fetch(key, admit=admit)[0]
 
     def _fetch(
-        self, key: Hashable, *, admit: bool = True, private: bool = False
+        self, key: Hashable, *, admit: bool = True, fresh: bool = False
     ) -> tuple[Any, Stored]:
-        """`_load`, and the entry. *private*: nobody else has the same object."""
+        """`_load`, and the entry. *fresh*: not the object that memory has."""
         self._check_open()
         name, slot = self._name(key), self._slots.get(key)
         old = slot.entry if slot is not None and not slot.dirty else None
-        known = old if isinstance(old, Stored) and not private else None
+        known = old if isinstance(old, Stored) and not fresh else None
         began = time.perf_counter()
         found = self._store.get(name, unless=known.etag if known else "")
         if known and found and found.tag.etag == known.etag and not found.size:
@@ -255,7 +254,7 @@ class ObjectEngine(ObjectLedger):
             found = self._store.get(name)  # another thread has just let it go
         if found is not None and found.size > GONE_NBYTES:
             self._settings.on_miss(key)
-            value, entry = self._open(key, name, found, private=private)
+            value, entry = self._open(key, name, found)
             if not is_over(entry):
                 entry.cost = entry.cost or time.perf_counter() - began
                 return (self._admit(key, value, entry) if admit else value), entry

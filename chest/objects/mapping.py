@@ -402,6 +402,24 @@ class ObjectChest(ObjectAtomic, Face):
             etag=entry.etag if entry is not None else "",
         )
 
+    def modified(self, key: Hashable) -> float:
+        """When the value of *key* was put, as Unix time [s] of the store.
+
+        Raises
+        ------
+        KeyError
+            There is no such key, or it was not put yet.
+        """
+        found, entry = self._look(key, self._name(key))
+        if found is None or entry is None:
+            raise KeyError(key)
+        return found.modified
+
+    def modified_all(self) -> dict[Any, float]:
+        """When each value was put; a request for each 1,000 keys."""
+        listed, named = self._listing(), self._keys_by_name()
+        return {named[name]: listed[name].modified for name in named if name in listed}
+
     def stats(self) -> facts.Stats:
         """Counts since this handle was opened, and the present state. Asks for a list."""
         with self.lock:

@@ -635,3 +635,81 @@ def test_damage_is_told_with_the_name_of_the_key(bucket: str) -> None:
         c["x"] = "mended"
         c.flush()
         assert c["x"] == "mended"
+
+
+# -- conditions that a store does not honour ---------------------------------------------
+
+
+def test_a_store_that_ignores_conditions_is_found_out(
+    bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import obstore
+
+    put = obstore.put
+    monkeypatch.setattr(
+        obstore, "put", lambda store, name, data, mode=None: put(store, name, data)
+    )
+    with Chest(bucket, trust="any") as c:
+        c["x"] = 1
+        assert c.honours == (False, False)
+        for use in (
+            lambda: c.add("y", 1),
+            lambda: c.setdefault("y", 1),
+            lambda: c.incr("x"),
+            lambda: c.pop("x"),
+        ):
+            with pytest.raises(errors.UnsupportedError, match="does not honour"):
+                use()
+        c.flush()
+        assert dict(c) == {"x": 1}
+
+
+def test_a_store_that_wants_etags_without_quotes_gets_them_so(
+    bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import obstore
+
+    put = obstore.put
+
+    def strict(store: Any, name: str, data: Any, mode: Any = None) -> Any:
+        if isinstance(mode, dict):
+            if mode["e_tag"].startswith('"'):
+                raise obstore.exceptions.PreconditionError("quoted")
+            mode = {"e_tag": f'"{mode["e_tag"]}"'}
+        return put(store, name, data, mode=mode)
+
+    monkeypatch.setattr(obstore, "put", strict)
+    with Chest(bucket, trust="any") as c:
+        assert c.honours == (True, True)
+        assert (c.incr("n"), c.incr("n"), c.pop("n")) == (1, 2, 2)
+
+
+@pytest.mark.parametrize("operation", ["add", "incr", "pop"])
+def test_a_put_that_was_done_though_the_answer_was_lost_counts_once(
+    bucket: str, monkeypatch: pytest.MonkeyPatch, operation: str
+) -> None:
+    """The store did it, the connection broke, and asked again it said no."""
+    import obstore
+
+    with Chest(bucket, trust="any") as c:
+        c.set_many({"incr": 5, "pop": 7})
+        assert c.honours == (True, True)
+        put, lost = obstore.put, []
+
+        def unlucky(store: Any, name: str, data: Any, mode: Any = None) -> Any:
+            done = put(store, name, data, mode=mode)
+            if mode is not None and not lost:
+                lost.append(name)
+                raise obstore.exceptions.PreconditionError("not the same any more")
+            return done
+
+        monkeypatch.setattr(obstore, "put", unlucky)
+        if operation == "add":
+            assert c.add("add", 1)
+        elif operation == "incr":
+            assert c.incr("incr") == 6
+        else:
+            assert c.pop("pop") == 7
+        assert lost == [operation]
+        c.refresh()
+        assert c.get(operation) == {"add": 1, "incr": 6, "pop": None}[operation]
