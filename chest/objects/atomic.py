@@ -352,6 +352,27 @@ class ObjectAtomic(ObjectEngine):
                     return new.etag
         raise AssertionError
 
+    @property
+    def _identity(self) -> str:
+        """What tells this chest from others."""
+        return self.path
+
+    def _there(self) -> Any:
+        """What can be asked of many keys whether they are there: one listing."""
+        return set(self._keys_by_name().values())
+
+    def _copy_of(self, key: Hashable) -> Any:
+        """A value that nobody else has."""
+        state = self._settled(key)
+        if state.entry is None:
+            raise KeyError(key)
+        return state.value
+
+    def _view_of(self, key: Hashable) -> tuple[Any, str]:
+        """A value that is not kept, and its etag."""
+        value, entry = self._fetch(key, admit=False, fresh=True)
+        return value, entry.etag
+
     # -- for memoized functions --------------------------------------------------------
 
     @property
