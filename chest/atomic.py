@@ -343,6 +343,35 @@ class Atomic(Bulk):
             self._raise_first(self._write_out([slot], keep=True))
         return generation(self._manifest.index.get(key))
 
+    @property
+    def _identity(self) -> str:
+        """What tells this chest from another that lies at the path later."""
+        return self._manifest.id
+
+    def _there(self) -> Any:
+        """What can be asked of many keys whether they are there."""
+        return self
+
+    def _copy_of(self, key: Hashable) -> Any:
+        """A value that nobody else has."""
+        self._look()
+        return self._read(key, "copy")[0]
+
+    def _view_of(self, key: Hashable) -> tuple[Any, int]:
+        """A value as a read-only view of its file, and its generation."""
+        self._look()
+        value, entry, _ = self._read(key, "r")
+        return value, entry.generation
+
+    @property
+    def _flight_home(self) -> Any:
+        """Where the lock of a computation lies, see `chest.memo.flights`."""
+        return self._spill.store.home
+
+    def _check_writable(self) -> None:
+        """Raise `ReadOnlyError` where nothing is written."""
+        self._manifest.check_writable()
+
     def _keep(
         self, key: Hashable, value: Any, seconds: float, ttl: float | None
     ) -> None:

@@ -4,7 +4,8 @@ Owns: etags as users see them, compare and set, the optimistic loop. Does not ow
 value is published.
 
 An etag is the number of the record that published the key's value. It never comes back,
-and stays with a value that moves: into a pack, by compaction, by `Chest.touch`.
+and stays with a value that moves: into a pack, by compaction, by `Chest.touch`. In a store
+of objects it is the object's, a text; there `Chest.touch` makes a new one.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from chest import expiry
 from chest.index import AnyEntry
 from chest.ledger import generation
+from chest.objects.atomic import ObjectAtomic
 
 if TYPE_CHECKING:
     from chest.core import Chest
@@ -50,7 +52,7 @@ class Absent(enum.Enum):
 
 ABSENT: Final = Absent.ABSENT  # the etag, and the value, of a key that is not there
 
-Etag = int | Absent
+Etag = int | str | Absent
 
 
 class Tagged(NamedTuple):
@@ -67,7 +69,7 @@ class Outcome(NamedTuple):
     ----------
     done : bool
         The condition held and the change is published; else nothing was changed.
-    etag : int or ABSENT
+    etag : int, str or ABSENT
         What the key has now: of the new value, or of the one that was in the way.
     value : object
         That value; `ABSENT` where there is none.
@@ -138,6 +140,9 @@ def get_with_etag(c: Chest, key: Hashable) -> Tagged:
     ...     set_if(c, "x", value, tag)
     Outcome(done=True, etag=2, value=[1, 2])
     """
+    if (objects := _in_objects(c)) is not None:
+        value, tag = objects._tagged(key)
+        return Tagged(value, tag) if tag else Tagged(ABSENT, ABSENT)
     c._etag(key)
     with c.lock:
         slot = c._slots.get(key)
@@ -160,7 +165,7 @@ def set_if(
     c : Chest
     key : Hashable
     value : object
-    etag : int or ABSENT
+    etag : int, str or ABSENT
         What the key must have; `ABSENT`: it must not be there.
     ttl : float, optional
         Seconds after which the key counts as absent.
@@ -199,7 +204,7 @@ def discard_if(c: Chest, key: Hashable, etag: Etag) -> Outcome:
     ----------
     c : Chest
     key : Hashable
-    etag : int or ABSENT
+    etag : int, str or ABSENT
         `ABSENT`: it must not be there, and nothing is changed.
 
     Returns
@@ -221,6 +226,11 @@ def discard_if(c: Chest, key: Hashable, etag: Etag) -> Outcome:
     ...     discard_if(c, "x", old).done, discard_if(c, "x", etag(c, "x")).done
     (False, True)
     """
+    if (objects := _in_objects(c)) is not None:
+        if objects._discard_tagged(key, str(etag or "")):
+            return Outcome(True, ABSENT, ABSENT)
+        found = get_with_etag(c, key)
+        return Outcome(False, found.etag, found.value)
     while True:
         if (c._etag(key) or ABSENT) == etag:
             with c._publishing():
@@ -274,6 +284,8 @@ def transform(c: Chest, key: Hashable, change: Callable[[Any], Any]) -> Outcome:
     0
     (ABSENT, False)
     """
+    if (objects := _in_objects(c)) is not None:
+        return _transform_object(objects, key, change)
     for _ in range(MOST_TRIES):
         outcome = _transform(c, key, change)
         if outcome.done:
@@ -282,6 +294,11 @@ def transform(c: Chest, key: Hashable, change: Callable[[Any], Any]) -> Outcome:
         while not (outcome := _transform(c, key, change)).done:
             pass  # its deadline passed meanwhile
     return outcome
+
+
+def _in_objects(c: object) -> ObjectAtomic | None:
+    """The chest, if it lies in a store of objects, which has no lock."""
+    return c if isinstance(c, ObjectAtomic) else None
 
 
 def _transform(c: Chest, key: Hashable, change: Callable[[Any], Any]) -> Outcome:
@@ -293,6 +310,20 @@ def _transform(c: Chest, key: Hashable, change: Callable[[Any], Any]) -> Outcome
     return _set_if(c, key, new, tag, lambda entry: entry.expires if entry else None)
 
 
+def _transform_object(
+    c: ObjectAtomic, key: Hashable, change: Callable[[Any], Any]
+) -> Outcome:
+    """`transform` where there is no lock: until nobody was quicker."""
+    result: list[Any] = []
+
+    def changed(value: Any) -> Any:
+        result[:] = [change(value)]
+        return result[0]
+
+    etag = c._transform(key, changed, ABSENT)
+    return Outcome(True, etag or ABSENT, result[0])
+
+
 def _set_if(
     c: Chest,
     key: Hashable,
@@ -301,6 +332,12 @@ def _set_if(
     deadline: Callable[[AnyEntry | None], float | None],
 ) -> Outcome:
     """`set_if`, with a deadline that may depend on the entry that is replaced."""
+    if (objects := _in_objects(c)) is not None:
+        new_etag = objects._set_tagged(key, str(etag or ""), value, deadline)
+        if new_etag:
+            return Outcome(True, new_etag, value)
+        found = get_with_etag(c, key)
+        return Outcome(False, found.etag, found.value)
     while True:
         if (c._etag(key) or ABSENT) == etag:
             new = c._encoded(key, value)

@@ -10,35 +10,33 @@ import contextlib
 import dataclasses
 import os
 import pickle
-from collections.abc import (
-    Callable,
-    Hashable,
-    ItemsView,
-    Iterable,
-    Iterator,
-    KeysView,
-    Mapping,
-    MutableMapping,
-    ValuesView,
-)
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from sys import getsizeof
 from typing import Any, Self
 
 from chest import expiry, keys, lifetime, settings
 from chest.arrays import Arrays
-from chest.atomic import MISSING, Atomic
+from chest.atomic import Atomic
+from chest.face import Face
 from chest.keys import PLAIN
 from chest.keys import key_to_filename as key_to_filename  # chest 1.x has it here
 from chest.ledger import generation
 from chest.memory import Options, weigh
-from chest.settings import Settings, check_word, nothing, open_many, pickle_dump
+from chest.settings import (
+    Settings,
+    check_word,
+    is_address,
+    nothing,
+    open_many,
+    pickle_dump,
+)
 from chest.sizing import SCALARS, measure
 from chest.sizing import nbytes as nbytes  # and this
 
 __all__ = ["Chest"]
 
 
-class Chest(Arrays, Atomic, MutableMapping[Any, Any]):
+class Chest(Arrays, Atomic, Face):
     """A dict that keeps its values in memory under a byte budget, the rest on disk.
 
     Parameters
@@ -103,6 +101,12 @@ class Chest(Arrays, Atomic, MutableMapping[Any, Any]):
         Of pickles with a file of their own, which are then read, not mapped. ``"auto"``
         compresses (zstd) those whose first 4 MiB become a fifth smaller. Of several
         values in one file none is compressed; arrays in folders have zarr's compressors.
+    storage : Mapping or callable, optional
+        Of an address: what obstore's store takes (``endpoint``, ``region``, …), or a
+        function that returns it. What is not given comes from the environment.
+    max_age : float
+        Of an address: seconds for which a value in memory is served without asking
+        whether it is still the same. 0: it is always asked; ``inf``: after `refresh` only.
 
     Raises
     ------
@@ -137,6 +141,30 @@ class Chest(Arrays, Atomic, MutableMapping[Any, Any]):
 
     __slots__ = ()
 
+    def __new__(
+        cls, data: Any = None, path: Any = None, *args: Any, **options: Any
+    ) -> Self:
+        """A chest in a folder, or an `ObjectChest` where the path is an address."""
+        place = data if path is None else path
+        if cls is Chest and isinstance(place, str) and is_address(place):
+            from inspect import signature
+
+            from chest.objects.mapping import open_chest
+
+            bound = signature(cls.__init__).bind(None, data, path, *args, **options)
+            given = {name: bound.arguments[name] for name in [*bound.arguments][3:]}
+            return open_chest(  # type: ignore[return-value]
+                place, {"data": None if path is None else data, **given}
+            )
+        return super().__new__(cls)
+
+    @classmethod
+    def __subclasshook__(cls, kind: type) -> Any:
+        # An object chest shares the face only, but is a chest to everyone who asks.
+        if cls is Chest and Face in kind.__mro__:
+            return True
+        return NotImplemented
+
     def __init__(
         self,
         data: Any = None,
@@ -166,12 +194,17 @@ class Chest(Arrays, Atomic, MutableMapping[Any, Any]):
         available_disk: float | str | None = None,
         umask: bool = False,
         compression: str | bool | None = None,
+        storage: Any = None,
+        max_age: float = 1.0,
     ) -> None:
         self._closed = True  # until there is something to close
         if path is None and isinstance(data, str | os.PathLike):
             data, path = None, data
         if available_memory is None:
             available_memory = settings.DEFAULT_MEMORY
+        if storage is not None:
+            msg = "storage= is for stores of objects, this path is no address of one"
+            raise ValueError(msg)
         given = locals()
         options = {name: given[name] for name in settings.NAMES}
         self._start(path, Settings(**options))
@@ -351,18 +384,6 @@ class Chest(Arrays, Atomic, MutableMapping[Any, Any]):
             with contextlib.suppress(KeyError):  # somebody else took it: the next one
                 return key, self.pop(key)
 
-    def setdefault(self, key: Hashable, default: Any = None) -> Any:
-        """The value of *key*, which is *default* from now on if there was none.
-
-        Of several processes that ask at once, all get the value of the first.
-        """
-        while True:
-            try:
-                return self[key]
-            except KeyError:
-                if self.add(key, default):
-                    return default
-
     @contextlib.contextmanager
     def edit(self, key: Hashable) -> Iterator[Any]:
         """A copy of the value to change in a ``with`` block; stored at its end.
@@ -401,18 +422,6 @@ class Chest(Arrays, Atomic, MutableMapping[Any, Any]):
         with self.lock:
             return reversed(self._ordered())
 
-    def keys(self) -> KeysView[Any]:
-        """A view of the keys."""
-        return _Keys(self)
-
-    def values(self) -> ValuesView[Any]:
-        """A view of the values; keys that others delete meanwhile are passed over."""
-        return _Values(self)
-
-    def items(self) -> ItemsView[Any, Any]:
-        """A view of the pairs; keys that others delete meanwhile are passed over."""
-        return _Items(self)
-
     def clear(self) -> None:
         """Remove all keys for everyone, at once."""
         with self._publishing():
@@ -436,7 +445,7 @@ class Chest(Arrays, Atomic, MutableMapping[Any, Any]):
         """
         if not isinstance(overwrite, bool):
             more["overwrite"], overwrite = overwrite, True
-        if isinstance(other, Chest) and other._can_be_linked_to(self):
+        if Chest in type(other).__mro__ and other._can_be_linked_to(self):
             self._adopt(other, overwrite=overwrite)
             other = ()
         keyed = isinstance(other, Mapping) or hasattr(other, "keys")
@@ -473,44 +482,6 @@ class Chest(Arrays, Atomic, MutableMapping[Any, Any]):
         new.update(self)
         new.flush()
         return new
-
-    def __eq__(self, other: object) -> bool:
-        """Equal keys with equal values, as for a dict; may read every value."""
-        if not isinstance(other, Mapping):
-            return NotImplemented
-        if self is other:
-            return True
-        if len(self) != len(other):
-            return False
-        for key, value in self.items():
-            theirs = other.get(key, MISSING)
-            if theirs is MISSING or not (theirs is value or theirs == value):
-                return False
-        return True
-
-    __hash__ = None  # type: ignore[assignment]
-
-    def __or__(self, other: object) -> Self:
-        """A new chest with the pairs of both; *other* wins."""
-        if not isinstance(other, Mapping):
-            return NotImplemented
-        new = self.copy()
-        new.update(other)
-        return new
-
-    def __ror__(self, other: object) -> Self:
-        """A new chest with the pairs of both; this one wins."""
-        if not isinstance(other, Mapping):
-            return NotImplemented
-        new = self._like(None)
-        new.update(other)
-        new.update(self)
-        return new
-
-    def __ior__(self, other: Any) -> Self:  # type: ignore[misc]
-        """`update`."""
-        self.update(other)
-        return self
 
     @classmethod
     def fromkeys(cls, keys: Iterable[Hashable], value: Any = None) -> Self:
@@ -678,41 +649,3 @@ def _reopen(kind: type[Chest], path: str, options: Settings) -> Chest:
     new._closed = True
     new._start(path, options)
     return new
-
-
-class _Keys(KeysView[Any]):
-    """Keys in order."""
-
-    __slots__ = ()
-    _mapping: Chest
-
-    def __reversed__(self) -> Iterator[Any]:
-        return reversed(self._mapping)
-
-
-class _Values(ValuesView[Any]):
-    """Values in order."""
-
-    __slots__ = ()
-    _mapping: Chest
-
-    def __iter__(self) -> Iterator[Any]:
-        for _, value in self._mapping._pairs(self._mapping):
-            yield value
-
-    def __reversed__(self) -> Iterator[Any]:
-        for _, value in self._mapping._pairs(reversed(self._mapping)):
-            yield value
-
-
-class _Items(ItemsView[Any, Any]):
-    """Pairs in order."""
-
-    __slots__ = ()
-    _mapping: Chest
-
-    def __iter__(self) -> Iterator[tuple[Any, Any]]:
-        return self._mapping._pairs(self._mapping)
-
-    def __reversed__(self) -> Iterator[tuple[Any, Any]]:
-        return self._mapping._pairs(reversed(self._mapping))

@@ -22,6 +22,7 @@ Every error chest raises on purpose is a :class:`ChestError`, carries the
     ├── ReadOnlyError        (PermissionError)  written to with ``readonly=True``
     ├── StoreError           (OSError)          the disk refused: full, no permission, …
     ├── LockTimeout          (TimeoutError)     somebody else holds the lock
+    ├── UnsupportedError     (NotImplementedError) this place or store cannot do it
     └── MissingDependency    (ImportError)      an extra is not installed
 """
 
@@ -46,6 +47,7 @@ __all__ = [
     "SignatureError",
     "SpillWarning",
     "StoreError",
+    "UnsupportedError",
     "UntrustedError",
     "VersionError",
     "short",
@@ -187,6 +189,10 @@ class StoreError(ChestError, OSError):
 
 class LockTimeout(ChestError, TimeoutError):
     """Somebody else kept the chest locked for longer than ``timeout``."""
+
+
+class UnsupportedError(ChestError, NotImplementedError):
+    """The place where the chest lies cannot do this; the message has the way out."""
 
 
 class MissingDependency(ChestError, ImportError):

@@ -84,11 +84,14 @@ class KeyFacts:
         Bytes on disk, of a small value those of its pickle; 0 as long as nothing was
         published.
     generation : int
-        Grows with each publication; 0 as long as nothing was published.
+        Grows with each publication; 0 as long as nothing was published, and in a store
+        of objects.
     birth : int
         Orders the keys.
     in_memory, dirty : bool
         The value is in memory; it is newer than what was published.
+    etag : str
+        The object's, in a store of objects; empty as long as nothing was published.
     """
 
     key: Hashable
@@ -101,6 +104,7 @@ class KeyFacts:
     birth: int
     in_memory: bool
     dirty: bool
+    etag: str = ""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

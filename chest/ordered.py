@@ -20,6 +20,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, overload
 
 from chest.index import AnyEntry
+from chest.objects.atomic import refuse_objects
 
 if TYPE_CHECKING:
     from chest.core import Chest
@@ -63,6 +64,7 @@ class Ordered(MutableMapping[Any, Any]):
     __slots__ = ("_places", "chest")
 
     def __init__(self, chest: Chest) -> None:
+        refuse_objects(chest, "an ordered view")
         self.chest = chest
         self._places = _Places(chest)
 

@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import os
 import pickle
+import re
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from numbers import Real
 from typing import IO, Any
@@ -24,12 +25,29 @@ __all__ = [
     "Spelled",
     "absolute",
     "check_word",
+    "is_address",
     "nothing",
     "open_many",
     "pickle_dump",
 ]
 
 DEFAULT_MEMORY = 1e9  # bytes, as in chest 0.2.3
+
+# Options of a store that go into a pickled handle; all others may be secrets.
+TRAVELS = frozenset(
+    {
+        "account_name",
+        "aws_endpoint",
+        "aws_region",
+        "endpoint",
+        "region",
+        "retry_config",
+        "skip_signature",
+        "virtual_hosted_style_request",
+    }
+)
+
+CLIENT_TRAVELS = frozenset({"allow_http", "connect_timeout", "read_timeout", "timeout"})
 
 WORDS: dict[str, tuple[object, ...]] = {
     "mode": ("b", "t"),
@@ -93,6 +111,8 @@ class Settings:
     available_disk: Any = None
     umask: bool = False
     compression: str | bool | None = None
+    storage: Any = None
+    max_age: float = 1.0
 
     def __post_init__(self) -> None:
         budget = reprs.parse_bytes(
@@ -102,7 +122,10 @@ class Settings:
         if self.available_disk is not None:
             disk = reprs.parse_bytes(self.available_disk, option="available_disk")
             object.__setattr__(self, "available_disk", disk)
-        _check_timeout(self.timeout)
+        _check_seconds("timeout", self.timeout)
+        _check_seconds("max_age", self.max_age)
+        if not (self.storage is None or callable(self.storage)):
+            object.__setattr__(self, "storage", dict(self.storage))
         if self.trust == "data" and self.format == "pickle":
             object.__setattr__(self, "format", "data")
         if self.is_custom and self.format == "pickle":
@@ -149,6 +172,12 @@ class Settings:
                 "the key would travel with it: pass sign_key='env:NAME' or a function"
             )
             raise TypeError(msg)
+        if isinstance(self.storage, dict):
+            named = self.storage
+            state["storage"] = {name: named[name] for name in named if name in TRAVELS}
+            client = named.get("client_options", {})
+            kept = {name: client[name] for name in client if name in CLIENT_TRAVELS}
+            state["storage"]["client_options"] = kept
         return state
 
 
@@ -178,12 +207,18 @@ def check_word(option: str, value: object, words: tuple[object, ...]) -> None:
         raise ValueError(msg)
 
 
-def _check_timeout(timeout: object) -> None:
-    """Raise ValueError unless *timeout* is None or a time to wait."""
-    number = isinstance(timeout, Real) and not isinstance(timeout, bool)
-    if timeout is not None and not (number and timeout >= 0):  # type: ignore[operator]
-        msg = f"timeout={timeout!r}: seconds, 0 or more, or None to wait for ever"
+def _check_seconds(option: str, seconds: object) -> None:
+    """Raise ValueError unless *seconds* is a time, or None for a timeout."""
+    if option == "timeout" and seconds is None:
+        return
+    number = isinstance(seconds, Real) and not isinstance(seconds, bool)
+    if not (number and seconds >= 0):  # type: ignore[operator]
+        never = ", or None to wait for ever" if option == "timeout" else ""
+        msg = f"{option}={seconds!r}: seconds, 0 or more{never}"
         raise ValueError(msg)
+
+
+is_address = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]*://").match  # of a store of objects
 
 
 def absolute(path: str | os.PathLike[str]) -> str:
@@ -196,7 +231,7 @@ def absolute(path: str | os.PathLike[str]) -> str:
     """
     text = os.fspath(path)
     if "://" in text:
-        msg = f"{text}: this version keeps chests in folders; give it a path, not a URL"
+        msg = f"{text}: a path is needed, only chest.Chest itself takes an address"
         raise ValueError(msg)
     return os.path.abspath(os.path.expanduser(text))
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import hypothesis
 import pytest
 
-from tests import leaks
+from tests import buckets, leaks
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -22,6 +22,7 @@ hypothesis.settings.load_profile("fast")
 def pytest_configure(config: pytest.Config) -> None:
     # As a plugin its fixtures also guard the doctests, which are not below tests/.
     config.pluginmanager.register(leaks, "chest-leaks")
+    config.pluginmanager.register(buckets, "chest-buckets")
 
 
 @pytest.fixture

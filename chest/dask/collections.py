@@ -96,7 +96,7 @@ def dataframe(chest: Chest, keys: Iterable[Hashable] | None = None) -> Any:
 
     chest.sync()
     wanted, shelf = list(chest if keys is None else keys), Shelf(chest)
-    sources = [(key, chest.entry(key).generation) for key in wanted]
+    sources = [(key, shelf.version(key)) for key in wanted]
     meta = chest[wanted[0]].iloc[:0]
     return dd.from_map(_view, sources, args=[shelf], meta=meta, label="chest-dataframe")
 
@@ -132,7 +132,7 @@ def bag(
 
     chest.sync()
     wanted, shelf = list(chest if keys is None else keys), Shelf(chest)
-    sources = [(key, chest.entry(key).generation) for key in wanted]
+    sources = [(key, shelf.version(key)) for key in wanted]
     name = f"chest-bag-{tokenize(SPACE, shelf, sources, partition_size)}"
     starts = range(0, len(sources), partition_size)
     graph = {
@@ -156,17 +156,17 @@ class _ArrayInChest:
     """What dask asks of an array: its shape, and parts of it."""
 
     def __init__(self, shelf: Shelf, key: Hashable) -> None:
-        generation = shelf.chest.entry(key).generation
-        value = shelf.view(key, generation)
+        version = shelf.version(key)
+        value = shelf.view(key, version)
         if not all(hasattr(value, name) for name in ("shape", "dtype", "__array__")):
             msg = f"the value of {key!r} is a {type(value).__name__}, no array"
             raise TypeError(msg)
-        self._shelf, self._key, self._generation = shelf, key, generation
+        self._shelf, self._key, self._version = shelf, key, version
         self.shape, self.dtype, self.ndim = value.shape, value.dtype, value.ndim
         self.meta = value[(slice(0, 0),) * value.ndim]
 
     def __dask_tokenize__(self) -> tuple[Any, ...]:
-        return (*self._shelf.__dask_tokenize__(), self._key, self._generation)
+        return (*self._shelf.__dask_tokenize__(), self._key, self._version)
 
     def __getitem__(self, part: Any) -> Any:
-        return self._shelf.view(self._key, self._generation)[part]
+        return self._shelf.view(self._key, self._version)[part]

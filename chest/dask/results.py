@@ -61,14 +61,18 @@ class Shelf:
         return _shelf, (type(self.chest), self.chest.path, self.chest._settings)
 
     def __dask_tokenize__(self) -> tuple[str, str]:
-        return SPACE, self.chest._manifest.id  # another one may lie at the path later
+        return SPACE, self.chest._identity  # another one may lie at the path later
 
     def load(self, name: Hashable) -> Any:
         """The value, for the caller alone: nobody sees what is changed in it."""
-        self.chest._look()
-        return self.chest._read(name, "copy")[0]
+        return self.chest._copy_of(name)
 
-    def view(self, key: Hashable, generation: int) -> Any:
+    def version(self, key: Hashable) -> int | str:
+        """Which value a key has."""
+        facts = self.chest.entry(key)
+        return facts.etag or facts.generation
+
+    def view(self, key: Hashable, version: int | str) -> Any:
         """The value as a read-only view of its file, if it is still that one.
 
         Raises
@@ -76,9 +80,8 @@ class Shelf:
         ValueError
             The key was set again since the collection was made.
         """
-        self.chest._look()
-        value, entry, _ = self.chest._read(key, "r")
-        if entry.generation != generation:
+        value, found = self.chest._view_of(key)
+        if found != version:
             msg = (
                 f"{short(key)} in {self.chest.path} was set again since the collection "
                 f"was made: make it anew"
@@ -253,11 +256,11 @@ class _Run:
 
     def use_hits(self) -> None:
         """Replace tasks by loading; what is upstream of them is asked for by nobody."""
-        chest = self._shelf.chest
-        if not len(chest):
+        there = self._shelf.chest._there()
+        if not len(there):
             return
         for key, node in self._graph.items():
-            if not isinstance(node, Task) or (name := name_of(key)) not in chest:
+            if not isinstance(node, Task) or (name := name_of(key)) not in there:
                 continue
             if self._stable(key):
                 self._graph[key] = Task(key, _load, self._shelf, name)
@@ -329,8 +332,8 @@ def _rewritten(
 ) -> dict[Any, Any]:
     """The graph with loading in place of what is there, and saving around the rest."""
     stable, new, stack = _Stable(graph), dict[Any, Any](), list(wanted)
-    chest = shelf.chest
-    filled = bool(len(chest))
+    there = shelf.chest._there()
+    filled = bool(len(there))
     while stack:
         key = stack.pop()
         if key in new or key not in graph:
@@ -338,7 +341,7 @@ def _rewritten(
         node, name = graph[key], name_of(key)
         if not isinstance(node, Task) or not stable(key):
             new[key] = node
-        elif filled and name in chest:
+        elif filled and name in there:
             new[key] = Task(key, _load, shelf, name)
             continue
         else:

@@ -221,7 +221,7 @@ class Memo(Generic[P, R]):
         key = self.key(*args, **kwargs)
         found = self._find(key)
         if found is MISSING:
-            self.chest._manifest.check_writable()  # before it was computed in vain
+            self.chest._check_writable()  # before it was computed in vain
             with flights.alone(self._home, _file(key)):
                 found = self._find(key)  # somebody else was quicker
                 if found is MISSING:
@@ -419,7 +419,7 @@ class Memo(Generic[P, R]):
 
     @property
     def _home(self) -> Any:
-        return self.chest._spill.store.home
+        return self.chest._flight_home
 
     def __get__(self, instance: object, owner: type | None = None) -> Any:
         """As a method of *instance*, which is the first argument."""
@@ -454,7 +454,7 @@ class _AsyncMemo(Memo[P, R]):
         found = self._find(key)
         if found is not MISSING:
             return found[0]
-        self.chest._manifest.check_writable()
+        self.chest._check_writable()
         async with flights.alone_async(self._home, _file(key)):
             found = self._find(key)
             if found is not MISSING:

@@ -18,6 +18,7 @@ from typing import Any
 
 from chest import errors
 from chest.core import Chest
+from chest.objects.atomic import refuse_objects
 from chest.queues import header as h
 from chest.queues.coding import IN_FILE, Coded
 from chest.queues.header import State
@@ -113,6 +114,7 @@ class DurableQueue(Lending):
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], object] = time.sleep,
     ) -> None:
+        refuse_objects(path, "a queue")
         if isinstance(path, Chest):
             path._manifest.check_writable()
             settings = dataclasses.replace(path._settings, key_to_filename=str)

@@ -25,7 +25,7 @@ from chest.seeds.leakdb import (
     QueueStorage,
     UnprocessedError,
 )
-from chest.seeds.persidict import FileDirDict
+from chest.seeds.persidict import FileDirDict, S3Dict
 
 __all__ = [
     "DataStore",
@@ -37,6 +37,7 @@ __all__ = [
     "PersistentQueueStorage",
     "PersistentStorage",
     "QueueStorage",
+    "S3Dict",
     "UnprocessedError",
     "get_instance",
 ]

@@ -1,4 +1,4 @@
-"""FileDirDict of persidict: one plain file per key, in a tree of folders.
+"""FileDirDict and S3Dict of persidict: one plain file, or object, per key.
 
 Owns: which keys are safe, parts of the tree as dicts, and keys by age. Does not own: how
 values are written or found.
@@ -16,7 +16,7 @@ from typing import Any, Self
 from chest.core import Chest
 from chest.errors import short
 
-__all__ = ["FileDirDict"]
+__all__ = ["FileDirDict", "S3Dict"]
 
 LONGEST_PART = 253  # characters of one part of a key
 MOST_LOOKS = 5  # times a value's file is looked for while others replace it
@@ -255,6 +255,71 @@ class FileDirDict(MutableMapping[Any, Any]):
     def __exit__(self, *exception: object) -> None:
         """`close`."""
         self.close()
+
+
+class S3Dict(FileDirDict):
+    """A `FileDirDict` in a bucket of S3, for any number of machines.
+
+    Parameters
+    ----------
+    bucket_name : str
+        The bucket, which must be there.
+    dir_name : str or PathLike, optional
+        Taken, and not used: persidict keeps a copy of the values there, here they are
+        kept in memory.
+    region : str, optional
+        Of the bucket, where the environment does not say it.
+    root_prefix : str
+        Begins the names of all objects.
+    trust : {"data", "any"}
+        ``"data"``: arrays, tables and plain containers, no pickles, because who wrote an
+        object cannot be told. ``"any"``: pickles, from whoever can write there.
+    **options
+        As `chest.Chest`: ``sign_key=``, ``storage=``, ``available_memory=``.
+
+    Notes
+    -----
+    The objects are those of ``chest.Chest("s3://bucket_name/root_prefix")``. Keys come in
+    the order of their objects' names; ages are those that the bucket has, in whole
+    seconds.
+    """
+
+    _chest: Any
+
+    def __init__(
+        self,
+        bucket_name: str = "my_bucket",
+        dir_name: str | os.PathLike[str] = "__s3_dict__",
+        region: str | None = None,
+        root_prefix: str = "",
+        *,
+        trust: str = "data",
+        **options: Any,
+    ) -> None:
+        if region is not None:
+            options["storage"] = {"region": region, **(options.get("storage") or {})}
+        address = f"s3://{bucket_name}/{root_prefix}".rstrip("/")
+        if options.get("sign_key") is not None and trust == "data":
+            trust = "owner"
+        self._chest = Chest(address, publish="each", trust=trust, **options)
+        self._prefix = ()
+
+    @property
+    def dir_name(self) -> str:
+        """The address of the place in the bucket."""
+        return str(self._chest.path)
+
+    def _age(self, stored: str | Parts) -> tuple[int, int]:
+        return int(self._chest.modified(stored) * 1e9), 0
+
+    def _aged(self) -> list[tuple[int, int, Parts]]:
+        ages = self._chest.modified_all()
+        keys = ((self._key(key), key) for key in self)
+        return [(int(ages[at] * 1e9), 0, key) for at, key in keys if at in ages]
+
+    def __repr__(self) -> str:
+        part = f".get_subdict({self._prefix!r})" if self._prefix else ""
+        return f"S3Dict({self.dir_name!r}){part}"
 
 
 class _Values(ValuesView[Any]):

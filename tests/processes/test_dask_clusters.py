@@ -74,13 +74,13 @@ def test_a_worker_spills_into_a_chest_and_shows_it(cluster):
 
 def test_the_preload_gives_each_worker_its_own_budget(cluster):
     client = cluster(
-        n_workers=1, processes=False, memory_limit="4GB", preload="chest.dask"
+        n_workers=1, processes=False, memory_limit="10GB", preload="chest.dask"
     )
 
     (worker,) = client.cluster.workers.values()
 
     assert type(worker.data) is SpillChest is type(worker.state.data)
-    assert worker.data.available_memory == 2400 * MB
+    assert worker.data.available_memory == 6000 * MB
     assert client.submit(sum, [1, 2]).result() == 3
     del worker
 

@@ -1,0 +1,355 @@
+"""Values between memory and a store of objects.
+
+Owns: when an object is got, put and asked for again, what of it is in memory, and in which
+order this process puts one key's values. Does not own: the mapping that users see, exact
+operations, what an object's bytes are, requests.
+
+Invariants
+----------
+B1  A clean value in memory is that of the object with the etag in its slot's entry.
+B2  Of one handle, all that puts or removes a key's object runs one at a time, under the
+    key's own lock, and sees the newest value first: so an older one is never put last.
+B3  A value is let go only after it was put, or was found equal to what was.
+
+Locks, always in this order: a key's, the handle's. The handle's is never held during a
+request; a key's is, because nothing else keeps two puts of one key in order.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import secrets
+import time
+import warnings
+from collections.abc import Hashable, Sequence
+from typing import Any
+
+from chest import errors, lifetime
+from chest.engine import is_readonly_array
+from chest.errors import short
+from chest.memory import Options, Slot, weigh
+from chest.objects.ledger import EXPIRING, ObjectLedger, is_over
+from chest.objects.sealing import (
+    END_NBYTES,
+    GONE_NBYTES,
+    Job,
+    Stored,
+)
+from chest.settings import Settings
+from chest.stores.objects import Found, Tag
+
+__all__ = ["ObjectEngine"]
+
+log = logging.getLogger("chest")
+
+LARGE = 8 << 20  # bytes; such a value goes alone, in parts that go at a time
+
+
+class ObjectEngine(ObjectLedger):
+    """What moves values between memory and objects, for one handle."""
+
+    def _start(self, address: str, options: Settings) -> None:
+        """Open the store and take up work."""
+        super()._start(address, options)
+        lifetime.register(self)
+
+    # -- from memory to the store ------------------------------------------------------
+
+    def _keep_in_memory(
+        self, key: Hashable, value: Any, options: Options | None = None
+    ) -> None:
+        """Take a value in, dirty."""
+        weight = weigh(value)
+        with self.lock:
+            self._check_open()
+            known = self._slots.get(key)
+            birth = known.birth if known else self._births()
+            slot = self._memory.put(key, value, birth, *weight, known, options)
+        if self._memory.used > self._memory.budget:
+            if slot.nbytes > self._memory.budget:
+                self._evict([slot])  # it is not kept, so nobody has to leave for it
+            self.shrink()
+
+    def shrink(self) -> None:
+        """Spill values until memory is within the budget; nothing when it is.
+
+        A value that cannot be put stays, with a `SpillWarning` that names it.
+        """
+        memory = self._memory
+        while memory.used > memory.budget:
+            with self.lock:
+                victims, leaving = memory.victims()
+            if not victims:
+                return
+            try:
+                self._evict(victims)
+            finally:
+                with self.lock:
+                    memory.left(leaving)
+
+    def _evict(self, victims: Sequence[Slot]) -> None:
+        for slot in victims:
+            self._settings.on_overflow(slot.key)
+        failed = self._write_out(victims, keep=False)
+        self._spills += len(victims) - len(failed)
+        for slot, error in failed:
+            with self.lock:
+                self._memory.keep(slot)
+            warnings.warn(
+                f"{short(slot.key)} stays in memory, over the budget of {self.path}: "
+                f"{error}",
+                errors.SpillWarning,
+                stacklevel=4,
+            )
+
+    def _write_out(
+        self, slots: Sequence[Slot], *, keep: bool, serial: bool = False
+    ) -> list[tuple[Slot, Exception]]:
+        """Put what is dirty or was changed in place; let all go, or keep.
+
+        Returns
+        -------
+        list
+            The slots that could not be put, and why. They stay, dirty.
+        """
+        failed: list[tuple[Slot, Exception]] = []
+
+        def write(slot: Slot) -> None:
+            try:
+                self._write(slot, keep=keep)
+            except errors.ChestError as error:
+                failed.append((slot, error))
+
+        small = [] if serial else [slot for slot in slots if slot.nbytes < LARGE]
+        self._at_once(write, small)
+        for slot in slots:
+            if serial or slot.nbytes >= LARGE:
+                write(slot)
+        return failed
+
+    def _write(self, slot: Slot, *, keep: bool) -> None:
+        """Put one value if that is needed, and let it go."""
+        name = self._name(slot.key)
+        with self._key_lock(name):
+            with self.lock:
+                if not slot.alive:
+                    return  # replaced or removed meanwhile, which is dealt with there
+                value = self._values[slot.key]
+            changed = not slot.dirty and self._differs(name, slot, value)
+            if self._settings.readonly:
+                changed = False
+            elif slot.dirty or changed:
+                self._put_slot(name, slot, value)
+            if not keep:
+                with self.lock:
+                    if not slot.dirty:
+                        self._memory.drop(slot)
+
+    def _put_slot(self, name: str, slot: Slot, value: Any) -> None:
+        """Put the value of a slot. The key's lock is held."""
+        form, mapped = slot.options or (None, None)
+        old = None if slot.dirty else slot.entry
+        assert old is None or isinstance(old, Stored)
+        job = self._job(slot.key, value, slot.nbytes, form, mapped)
+        if old is not None:  # it was changed in place
+            job = job._replace(expires=old.expires, cost=old.cost, made=old.made)
+            if not self._is_still(name, old):
+                with self.lock:  # it gives way to what somebody has put since
+                    self._memory.drop(slot)
+                return
+        entry = self._put_job(job)
+        with self.lock:
+            slot.entry, slot.dirty = entry, False
+
+    def _job(
+        self,
+        key: Hashable,
+        value: Any,
+        nbytes: int,
+        form: str | None = None,
+        mapped: str | None = None,
+        expires: float | None = None,
+    ) -> Job:
+        form = form or self._settings.format
+        file_id = secrets.token_hex(8)
+        return Job(key, value, nbytes, form, file_id, mapped, expires)
+
+    def _put_job(self, job: Job) -> Stored:
+        """Put a value, whatever is there. The key's lock is held."""
+        sealed = self._sealer.seal(job, self._store.url(self._name(job.key)))
+        self._announce(job.expires)
+        tag = self._store.put(sealed.name, sealed.data)
+        self._count_written(len(sealed.data))
+        return self._stamped(sealed.entry, tag)
+
+    def _announce(self, expires: float | None) -> None:
+        """Before the first value with a deadline: listings have to look for it."""
+        if expires is not None and not self._expiring:
+            self._store.put(EXPIRING, b"1")
+            self._expiring = True
+
+    def _count_written(self, nbytes: int) -> None:
+        with self.lock:
+            self._written += 1
+            self._written_nbytes += nbytes
+
+    def _is_still(self, name: str, entry: Stored) -> bool:
+        """Nobody has put another object since; one request."""
+        found = self._store.get_end(name, END_NBYTES)
+        return found is not None and found.tag.etag == entry.etag
+
+    def _differs(self, name: str, slot: Slot, value: Any) -> bool:
+        """Whether a clean value was changed in place since it was put or got."""
+        entry = slot.entry
+        if slot.fixed or not isinstance(entry, Stored):
+            return False
+        now = self._sealer.digest(value, entry)
+        if now == entry.digest:
+            return False
+        if now is None:
+            return True
+        # What comes back may pickle otherwise than what was put, without having been
+        # changed: a set, say. So it is compared with what comes back now.
+        found = self._store.get(name)
+        if found is None or found.tag.etag != entry.etag:
+            return True  # others replaced it: `_put_slot` knows what to do
+        url = self._store.url(name)
+        again, _ = self._sealer.open(found.data, name, slot.key, url)
+        return now != self._sealer.digest(again, entry)
+
+    # -- from the store to memory ------------------------------------------------------
+
+    def _valid(self, key: Hashable) -> Slot | None:
+        """The slot of *key* if its value may be served without asking."""
+        slot = self._slots.get(key)
+        if slot is None or slot.dirty:
+            return slot
+        entry = slot.entry
+        if not isinstance(entry, Stored) or entry.until <= time.monotonic():
+            return None
+        return None if is_over(entry) else slot
+
+    def _load(self, key: Hashable, *, admit: bool = True) -> Any:
+        """The value of *key*, from the store unless memory has what is there."""
+        return self._fetch(key, admit=admit)[0]
+
+    def _fetch(
+        self, key: Hashable, *, admit: bool = True, fresh: bool = False
+    ) -> tuple[Any, Stored]:
+        """`_load`, and the entry. *fresh*: not the object that memory has."""
+        self._check_open()
+        name, slot = self._name(key), self._slots.get(key)
+        old = slot.entry if slot is not None and not slot.dirty else None
+        known = old if isinstance(old, Stored) and not fresh else None
+        began = time.perf_counter()
+        found = self._store.get(name, unless=known.etag if known else "")
+        if known and found and found.tag.etag == known.etag and not found.size:
+            if not is_over(known):
+                with self.lock:
+                    if slot is self._slots.get(key) and slot is not None:
+                        self._stamped(known, Tag(known.etag, known.version))
+                        return self._values[key], known
+            found = self._store.get(name)  # another thread has just let it go
+        if found is not None and found.size > GONE_NBYTES:
+            self._settings.on_miss(key)
+            value, entry = self._open(key, name, found)
+            if not is_over(entry):
+                entry.cost = entry.cost or time.perf_counter() - began
+                return (self._admit(key, value, entry) if admit else value), entry
+        self._let_go(slot)
+        raise KeyError(key)
+
+    def _open(
+        self, key: Hashable, name: str, found: Found, *, private: bool = False
+    ) -> tuple[Any, Stored]:
+        """The value of an object that was got."""
+        url = self._store.url(name)
+        value, entry = self._sealer.open(found.data, name, key, url, private=private)
+        with self.lock:
+            self._loaded += 1
+            self._loaded_nbytes += found.size
+        return value, self._stamped(entry, found.tag)
+
+    def _admit(self, key: Hashable, value: Any, entry: Stored) -> Any:
+        """Take a value that was got into memory, unless it is too large."""
+        memory, weight = self._memory, weigh(value)
+        with self.lock:
+            known = self._slots.get(key)
+            if known is not None and known.dirty:
+                return self._values[key]  # set by another thread meanwhile
+            birth = known.birth if known else self._births()
+            slot = memory.put(key, value, birth, *weight, known)
+            slot.dirty, slot.entry = False, entry
+            slot.options = (entry.format, entry.mapped)
+            slot.cost = entry.cost
+            if is_readonly_array(value):
+                slot.fixed = True
+            if slot.nbytes > memory.budget:
+                memory.drop(slot)
+        if memory.used > memory.budget:
+            self.shrink()
+        return value
+
+    def _let_go(self, slot: Slot | None) -> None:
+        """Forget a clean value that is not there any more."""
+        if slot is not None and not slot.dirty:
+            with self.lock:
+                self._memory.drop(slot)
+
+    # -- the end -----------------------------------------------------------------------
+
+    def _sync(self, *, keep: bool) -> None:
+        """Put everything; raise the first error after all the rest was put."""
+        self._check_open()
+        with self.lock:
+            slots = [*self._slots.values()]
+        self._raise_first(self._write_out(slots, keep=keep))
+
+    @staticmethod
+    def _raise_first(failed: Sequence[tuple[Slot, Exception]]) -> None:
+        if failed:
+            error = failed[0][1]
+            if len(failed) > 1:
+                error.add_note(f"{len(failed) - 1} more values could not be put")
+            raise error
+
+    def _release(self) -> None:
+        """Give up memory, and a temporary folder."""
+        lifetime.forget(self)
+        self._closed = True
+        self._memory.clear()
+        self._deadlines.clear()
+        if self._temporary and self._pid == os.getpid():
+            self._store.remove_folder()
+
+    # -- lifetime ----------------------------------------------------------------------
+
+    def before_fork(self) -> None:
+        """Wait until no thread is in the middle of a change."""
+        self.lock.acquire()
+
+    def after_fork_in_parent(self) -> None:
+        """Let the threads go on."""
+        self.lock.release()
+
+    def after_fork_in_child(self) -> None:
+        """Stop sharing locks; what is dirty is the parent's to put."""
+        self._make_locks()
+        for slot in self._slots.values():
+            slot.inherited = slot.dirty
+
+    def at_exit(self) -> None:
+        """Put what is dirty; never raises."""
+        if self._closed:
+            return
+        try:
+            if not self._settings.readonly and not self._temporary:
+                # No threads can be started any more.
+                slots = [s for s in self._slots.values() if not s.inherited]
+                self._raise_first(self._write_out(slots, keep=True, serial=True))
+        except Exception:  # the interpreter ends: a log line is all that is left
+            log.exception("%s: some values could not be put at exit", self.path)
+        with contextlib.suppress(errors.ChestError):  # in a forked child
+            self._release()

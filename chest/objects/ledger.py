@@ -1,0 +1,244 @@
+"""What exists in a store of objects, as one handle sees it.
+
+Owns: the names of keys' objects, what is known of one without its value, listings, the
+locks, which way a handle may be used. Does not own: how values move (`engine`).
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Hashable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NoReturn, TypeVar
+
+from chest import errors, expiry
+from chest.errors import short
+from chest.eviction import policy as make_policy
+from chest.memory import MemoryTier
+from chest.objects.naming import LONGEST, NAN, OWN, PICKLED, key_of, name_of
+from chest.objects.sealing import END_NBYTES, GONE_NBYTES, Sealer, Stored, untrusted
+from chest.opening import formats
+from chest.settings import Settings
+from chest.signing import Key
+from chest.stores import objects as stores
+from chest.stores.objects import Found, Listed, Tag
+
+__all__ = ["EXPIRING", "THREADS", "ObjectLedger", "is_over"]
+
+log = logging.getLogger("chest")
+
+THREADS = 16  # requests at a time
+LOCKS = 256  # of keys; two keys may share one
+EXPIRING = OWN + "expiring"  # an object that says that some values have a deadline
+
+T = TypeVar("T")
+U = TypeVar("U")
+
+
+class ObjectLedger:
+    """The keys of one handle: those that have an object, and those only in memory."""
+
+    path: str
+    lock: threading.RLock
+
+    def _start(self, address: str, options: Settings) -> None:
+        """Open the store and take up work."""
+        self._closed = True
+        self._settings = options
+        self._temporary = False
+        key = None if options.sign_key is None else Key(options.sign_key)
+        own = address.startswith("memory:")  # nobody else can have put anything there
+        trusted = own or key is not None or options.trust == "any"
+        if not trusted and options.trust == "owner":
+            raise untrusted(address)
+        self._loads_keys = key is None and trusted
+        self._sealer = Sealer(
+            formats(options),
+            key=key,
+            trusted=trusted,
+            compression=options.compression,
+            mapped=options.mapped,
+        )
+        self._store = stores.open_store(
+            address,
+            options.storage() if callable(options.storage) else options.storage or {},
+            options.timeout,
+            readonly=options.readonly,
+        )
+        self.path = self._store.address
+        self._memory = MemoryTier(options.budget, make_policy(options.policy))
+        self._slots, self._values = self._memory.slots, self._memory.values
+        self._births = itertools.count(1).__next__
+        self._expiring = False  # whether a value here may have a deadline
+        self._deadlines: dict[str, tuple[str, float | None]] = {}  # name → etag, end
+        self._spills = self._written = self._loaded = 0
+        self._written_nbytes = self._loaded_nbytes = 0
+        self._savers: list[Any] = []
+        self._pid = os.getpid()
+        self._make_locks()
+        self._closed = False
+
+    def _make_locks(self) -> None:
+        self.lock = threading.RLock()
+        self._key_locks = [threading.RLock() for _ in range(LOCKS)]
+
+    # -- names -------------------------------------------------------------------------
+
+    def _name(self, key: Hashable) -> str:
+        """The name of *key*'s object; refuses a key that can have none."""
+        name = name_of(key)
+        if len(name) + len(self.path) > LONGEST:
+            msg = (
+                f"the key {short(key)} would make a name of {len(name)} bytes, of which "
+                f"an object's, with {self.path}, has {LONGEST} at most: shorten the key"
+            )
+            raise errors.KeyEncodingError(msg, key=key, path=self.path)
+        if NAN in name:
+            msg = f"{short(key)} has a nan, which is not equal to itself, in its name"
+            raise errors.KeyEncodingError(msg, key=key, path=self.path)
+        if PICKLED in name and not self._loads_keys:
+            msg = (
+                f"the key {short(key)} of type {type(key).__name__} would have to be "
+                f"pickled, and names in {self.path} could be anybody's: use text, "
+                f"numbers, bytes and tuples of them, or trust='any' without sign_key="
+            )
+            raise errors.KeyEncodingError(msg, key=key, path=self.path)
+        return name
+
+    def _key_lock(self, name: str) -> threading.RLock:
+        return self._key_locks[hash(name) % LOCKS]
+
+    def _stamped(self, entry: Stored, tag: Tag) -> Stored:
+        """The entry of an object that has that tag as of now."""
+        entry.etag, entry.version = tag
+        entry.until = time.monotonic() + self._settings.max_age
+        return entry
+
+    # -- entries and listings ----------------------------------------------------------
+
+    def _entry(self, key: Hashable, name: str) -> Stored | None:
+        """The entry of *key*'s object, as it is now; None: there is none."""
+        found, entry = self._look(key, name)
+        return None if found is None else entry
+
+    def _look(self, key: Hashable, name: str) -> tuple[Found | None, Stored | None]:
+        """What has the name: an object and its entry; None for it when it counts as none.
+
+        That is, when it says that the key was removed, or its deadline has passed.
+        """
+        url, wanted = self._store.url(name), END_NBYTES
+        while True:
+            found = self._store.get_end(name, wanted)
+            if found is None or found.size <= GONE_NBYTES:
+                return found, None
+            entry = self._sealer.entry(found.data, found.size, key, url)
+            if entry is not None:
+                break
+            wanted = found.size
+        entry = self._stamped(entry, found.tag)
+        return found, None if is_over(entry) else entry
+
+    def _listing(self) -> dict[str, Listed]:
+        """The objects that are values, by name and in its order."""
+        self._check_open()
+        listed: dict[str, Listed] = {}
+        for each in self._store.list():
+            if each.name.startswith(OWN):
+                self._expiring = self._expiring or each.name == EXPIRING
+            elif each.size > GONE_NBYTES:
+                listed[each.name] = each
+        if self._expiring:
+            self._drop_expired(listed)
+        return {name: listed[name] for name in sorted(listed)}
+
+    def _drop_expired(self, listed: dict[str, Listed]) -> None:
+        """Take those out whose deadline has passed; what is not known is asked for."""
+        known = self._deadlines
+        ask = [
+            each
+            for each in listed.values()
+            if each.name not in known or known[each.name][0] != each.etag
+        ]
+
+        def look(each: Listed) -> tuple[str, tuple[str, float | None] | None]:
+            try:
+                found, entry = self._look(each.name, each.name)
+            except errors.CorruptError:
+                return each.name, (each.etag, None)  # reading it will tell
+            if found is None or entry is None:
+                return each.name, None
+            return each.name, (found.tag.etag, entry.expires)
+
+        for name, what in self._at_once(look, ask):
+            if what is None:
+                known.pop(name, None)
+                del listed[name]
+            else:
+                known[name] = what
+        now = expiry.now()
+        for name in [*listed]:
+            end = known[name][1] if name in known else None
+            if end is not None and end <= now:
+                del listed[name]
+
+    def _keys_by_name(self) -> dict[str, Any]:
+        """All keys by the names of their objects, in the order of these."""
+        load = _load_key if self._loads_keys else None
+        named: dict[str, Any] = {}
+        for name in self._listing():
+            try:
+                named[name] = key_of(name, load)
+            except ValueError as error:
+                log.info("%s: %s", self.path, error)
+        with self.lock:
+            slots = [*self._slots.values()]
+        fresh = {}
+        for slot in slots:
+            if slot.dirty:
+                name = self._name(slot.key)
+                fresh[name] = key_of(name, load)
+        if not fresh.keys() <= named.keys():
+            named = dict(sorted((named | fresh).items()))
+        return named
+
+    # -- many at a time ----------------------------------------------------------------
+
+    def _at_once(self, work: Callable[[T], U], items: Sequence[T]) -> list[U]:
+        """Do *work* for all, some at a time, and return what it returned."""
+        if len(items) < 2:
+            return [work(each) for each in items]
+        with ThreadPoolExecutor(min(THREADS, len(items))) as pool:
+            return list(pool.map(work, items))
+
+    # -- refusals ------------------------------------------------------------------------
+
+    def _check_open(self) -> None:
+        if self._closed:
+            msg = f"the chest at {self.path} is closed: open it again with Chest(path)"
+            raise errors.ClosedError(msg, path=self.path)
+
+    def _check_writable(self) -> None:
+        self._check_open()
+        if self._settings.readonly:
+            msg = f"{self.path} was opened with readonly=True"
+            raise errors.ReadOnlyError(msg, path=self.path)
+        stores.check_process(self.path)
+
+    def _unsupported(self, what: str, way: str) -> NoReturn:
+        msg = f"{self.path}: {what} is not to be had in an object store; {way}"
+        raise errors.UnsupportedError(msg, path=self.path)
+
+
+def is_over(entry: Stored) -> bool:
+    """The key's deadline has passed."""
+    return entry.expires is not None and entry.expires <= expiry.now()
+
+
+def _load_key(pickled: bytes) -> object:
+    from chest.formats.pickle5 import unpickle
+
+    return unpickle(pickled)

@@ -1,0 +1,687 @@
+"""A chest in a store of objects: the mapping that users see.
+
+Owns: the semantics of ``dict`` over objects, what is known about keys, which operations
+of a chest in a folder have no meaning here. Does not own: how values move (`engine`),
+what is exact between processes (`atomic`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import tempfile
+from collections.abc import Hashable, Iterable, Iterator, Mapping
+from itertools import islice
+from types import MappingProxyType
+from typing import Any, NoReturn, Self
+
+from chest import errors, expiry, facts, reprs, settings, system
+from chest.face import Face
+from chest.formats.compressed import form_of
+from chest.memory import Options
+from chest.objects.atomic import MISSING, ObjectAtomic
+from chest.objects.engine import LARGE
+from chest.objects.ledger import THREADS
+from chest.objects.naming import OWN
+from chest.objects.sealing import GONE_NBYTES, Stored
+from chest.settings import Settings, check_word
+from chest.stores.objects import forget_memory
+
+__all__ = ["ObjectChest", "open_chest"]
+
+WINDOW = 2 * THREADS  # values got ahead of their turn
+AHEAD_NBYTES = 8 * LARGE  # of them together, about
+
+# What a chest in a folder takes and this one does not, and its default.
+FOLDER_ONLY = ("available_disk", "on_conflict", "umask")
+OWN_FORMAT = ("dump", "load", "open", "open_many", "mode", "key_to_filename")
+
+
+class ObjectChest(ObjectAtomic, Face):
+    """A dict with its values in memory under a byte budget, the rest in a bucket.
+
+    Made by ``chest.Chest("s3://bucket/prefix")``; also ``gs://``, ``az://``,
+    ``file:///folder`` and ``memory://``. ``isinstance(c, Chest)`` is true of it. See
+    `chest.Chest` for the options.
+
+    Notes
+    -----
+    One object holds one value, and its name is the key. What is set is put when it is
+    spilled, or by `flush`, `sync`, `close`, leaving ``with``, or the end of the process;
+    ``publish="each"`` puts it at once.
+
+    A value that is not in memory is always asked for. One that is in memory is served for
+    `max_age` seconds without asking, then the store is asked whether it is still the
+    same; `refresh` has all of them asked for. ``in`` asks for one key, ``len`` and
+    iteration for a listing. Keys come in the order of their objects' names.
+
+    All methods may be called from any thread. A handle can be pickled: it travels as its
+    address and options, without what may be secret in ``storage=``. A forked child
+    cannot use it.
+
+    Examples
+    --------
+    >>> from chest import Chest
+    >>> with Chest("memory://") as c:
+    ...     c["x"] = [1, 2, 3]
+    ...     c.incr("hits"), c["x"], list(c)
+    (1, [1, 2, 3], ['hits', 'x'])
+    """
+
+    # -- one key -----------------------------------------------------------------------
+
+    def __getitem__(self, key: Hashable) -> Any:
+        """The value of *key*; without a request when it is in memory and fresh.
+
+        Raises
+        ------
+        KeyError
+            There is no such key.
+        CorruptValueError, DecodingError, UntrustedError, SignatureError
+            There is, but its value cannot be had.
+        StoreError
+            The store does not answer.
+        """
+        if self._valid(key) is not None:
+            self._memory.count()
+            self._memory.touch(key)
+            with contextlib.suppress(KeyError):  # another thread has just let it go
+                return self._values[key]
+        return self._load(key)
+
+    def __setitem__(self, key: Hashable, value: Any) -> None:
+        """Keep *value*; published at the next spill, flush or close."""
+        self._set(key, value, None)
+
+    def set(
+        self,
+        key: Hashable,
+        value: Any,
+        *,
+        format: str | None = None,
+        mapped: Any = None,
+        ttl: float | None = None,
+        compression: str | bool | None = None,
+    ) -> None:
+        """``c[key] = value`` with options of the key's own; see `chest.Chest.set`."""
+        if format == "zarr":
+            self._no_folder("format='zarr'")
+        if format is not None:
+            check_word("format", format, ("pickle", "data"))
+        form = format or self._settings.format
+        if self._settings.trust == "data" and form == "pickle":
+            msg = "format='pickle' cannot be had with trust='data'"
+            raise ValueError(msg)
+        if compression is not None:
+            check_word("compression", compression, settings.WORDS["compression"])
+            if form != "pickle":
+                msg = f"compression= is for pickles, this key has format={form!r}"
+                raise ValueError(msg)
+            spelled = {"compression": compression}
+            format = settings.Spelled(form_of(compression), spelled)
+        if mapped is not None:
+            check_word("mapped", mapped, settings.WORDS["mapped"])
+        options = (format, "no" if mapped is False else mapped)
+        if ttl is None:
+            self._set(key, value, options)
+        else:
+            self._put(key, value, options, expiry.deadline(ttl))
+
+    def _set(self, key: Hashable, value: Any, options: Options | None) -> None:
+        self._check_writable()
+        if self._settings.publish == "each":
+            self._put(key, value, options)
+            return
+        self._check_settable(key, value, options)
+        self._keep_in_memory(key, value, options)
+
+    def _check_settable(
+        self, key: Hashable, value: Any, options: Options | None
+    ) -> None:
+        """Refuse now what could not be put later."""
+        self._check_writable()
+        name = self._name(key)
+        form = (options or (None,))[0] or self._settings.format
+        if form == "data":
+            job = self._job(key, value, 0, form)
+            self._sealer.check_storable(job, self._store.url(name))
+
+    def __delitem__(self, key: Hashable) -> None:
+        """Remove *key* for everyone, at once; its value is not read."""
+        self._check_writable()
+        name = self._name(key)
+        with self._key_lock(name):
+            dirty = self._dirty(key)
+            state = self._sight(key, name)
+            if state.entry is not None:
+                self._store.delete([name])
+            self._drop_all(key)
+            if state.entry is None and dirty is None:
+                raise KeyError(key)
+
+    def __contains__(self, key: Any) -> bool:
+        """Whether *key* is there; one small request unless it is in memory and fresh."""
+        self._check_open()
+        if self._valid(key) is not None:
+            return True
+        return self._entry(key, self._name(key)) is not None
+
+    def popitem(self) -> tuple[Any, Any]:
+        """Remove the key that comes last, and return it with its value."""
+        while True:
+            key = next(reversed(self), MISSING)
+            if key is MISSING:
+                msg = "popitem(): the chest is empty"
+                raise KeyError(msg)
+            with contextlib.suppress(KeyError):  # somebody else took it: the next one
+                return key, self.pop(key)
+
+    # -- all keys ----------------------------------------------------------------------
+
+    def __iter__(self) -> Iterator[Any]:
+        """The keys in the order of their objects' names, as they are now."""
+        return iter([*self._keys_by_name().values()])
+
+    def __reversed__(self) -> Iterator[Any]:
+        """The keys, the last one first."""
+        return iter([*self._keys_by_name().values()][::-1])
+
+    def __len__(self) -> int:
+        """How many keys there are; a request for each 1,000."""
+        return len(self._keys_by_name())
+
+    def clear(self) -> None:
+        """Remove all keys for everyone, and the marks of those that were removed."""
+        self._check_writable()
+        with self.lock:
+            self._memory.clear()
+            self._deadlines.clear()
+        names = [each.name for each in self._store.list()]
+        self._store.delete([name for name in names if not name.startswith(OWN)])
+
+    def update(self, other: Any = (), /, overwrite: Any = True, **more: Any) -> None:
+        """Take over pairs, as ``dict.update`` does.
+
+        Parameters
+        ----------
+        other : Mapping or iterable of pairs
+        overwrite : bool
+            False keeps the values of keys that are there already. With any other value
+            than a bool, ``overwrite`` is a key like other keywords.
+        """
+        if not isinstance(overwrite, bool):
+            more["overwrite"], overwrite = overwrite, True
+        keyed = isinstance(other, Mapping) or hasattr(other, "keys")
+        if keyed:  # dict.update asks for keys(), whatever iteration gives
+            pairs = ((key, other[key]) for key in other.keys())  # noqa: SIM118
+        else:
+            pairs = other
+        for source in (pairs, more.items()):
+            for key, value in source:
+                if overwrite or key not in self:
+                    self[key] = value
+
+    def copy(self) -> Self:
+        """A new chest with the same pairs, in a temporary folder of this machine."""
+        new = self._like(None)
+        new.update(self)
+        return new
+
+    # -- many keys ---------------------------------------------------------------------
+
+    def get_many(self, keys: Iterable[Hashable]) -> dict[Any, Any]:
+        """The values of those *keys* that are there, as a dict in the order of *keys*.
+
+        Sixteen at a time are asked for; values are not kept in memory.
+        """
+        return dict(self._pairs(keys))
+
+    def set_many(
+        self,
+        pairs: Mapping[Any, Any] | Iterable[tuple[Any, Any]],
+        *,
+        ttl: float | None = None,
+    ) -> None:
+        """Set many values and publish them, sixteen at a time; no transaction.
+
+        Parameters
+        ----------
+        pairs : Mapping or iterable of pairs
+        ttl : float, optional
+            Seconds after which all of them count as absent.
+
+        Raises
+        ------
+        EncodingError, StoreError
+            For the first value that could not be put; those that could are published.
+            With a *ttl* those that could not are as they were, else they stay in memory.
+        """
+        given = iter(pairs.items() if isinstance(pairs, Mapping) else pairs)
+        refused: list[errors.ChestError] = []
+        if ttl is not None:
+            end = expiry.deadline(ttl)
+
+            def put(pair: tuple[Any, Any]) -> None:
+                try:
+                    self._put(*pair, None, end)
+                except errors.ChestError as error:
+                    refused.append(error)
+
+            while some := dict(islice(given, WINDOW)):
+                self._at_once(put, [*some.items()])
+        named: dict[Hashable, None] = {}
+        for key, value in given:
+            try:
+                self._check_settable(key, value, None)
+            except errors.EncodingError as error:
+                refused.append(error)
+            else:
+                self._keep_in_memory(key, value)
+                named[key] = None
+        with self.lock:
+            slots = [self._slots[key] for key in named if key in self._slots]
+        failed = self._write_out(slots, keep=True)
+        if refused:
+            raise refused[0]
+        self._raise_first(failed)
+
+    def delete_many(self, keys: Iterable[Hashable]) -> int:
+        """Delete those *keys* that are there, for everyone.
+
+        Returns
+        -------
+        int
+            How many there were.
+        """
+
+        def delete(key: Hashable) -> bool:
+            try:
+                del self[key]
+            except KeyError:
+                return False
+            return True
+
+        return sum(self._at_once(delete, [*dict.fromkeys(keys)]))
+
+    def _pairs(self, keys: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
+        """Those *keys* that are there, with their values, which are not kept."""
+        rest, width = iter(keys), 1
+        while window := list(islice(rest, width)):
+            before = self._loaded_nbytes
+            values = self._at_once(self._glance, window)
+            for key, value in zip(window, values, strict=True):
+                if value is not MISSING:
+                    yield key, value
+            del values
+            # As many ahead as fit, should the next ones be as large as these.
+            each = max(1, (self._loaded_nbytes - before) // len(window))
+            width = max(1, min(2 * width, WINDOW, AHEAD_NBYTES // each))
+
+    def _glance(self, key: Any) -> Any:
+        """The value of *key* without any trace in memory; MISSING."""
+        try:
+            if self._valid(key) is not None:
+                with contextlib.suppress(KeyError):  # another thread let it go
+                    return self._values[key]
+            return self._load(key, admit=False)
+        except KeyError:
+            return MISSING
+
+    # -- knowing -----------------------------------------------------------------------
+
+    @property
+    def available_memory(self) -> float:
+        """Budget of bytes for values in memory; may be set at any time."""
+        return self._memory.budget
+
+    @available_memory.setter
+    def available_memory(self, budget: float | str) -> None:
+        self._memory.budget = reprs.parse_bytes(
+            budget, option="available_memory", limit=system.memory_limit
+        )
+        self.shrink()
+
+    @property
+    def memory_usage(self) -> int:
+        """Bytes that the values in memory take; shared buffers count once."""
+        return self._memory.used
+
+    @property
+    def inmem(self) -> Mapping[Any, Any]:
+        """The values in memory, as a read-only mapping."""
+        return MappingProxyType(self._values)
+
+    @property
+    def max_age(self) -> float:
+        """Seconds for which a value in memory is served without asking the store."""
+        return self._settings.max_age
+
+    @property
+    def honours(self) -> tuple[bool, bool]:
+        """Whether the store honours puts "if there is none", and "if it is the same".
+
+        Tried once in a process, by five small requests.
+        """
+        return self._store.honours
+
+    @property
+    def stored_nbytes(self) -> int:
+        """Bytes of all objects; a request for each 1,000."""
+        return sum(each.size for each in self._listing().values())
+
+    def key_to_filename(self, key: Hashable) -> str:
+        """The address of the object that holds the value of *key*, or that will."""
+        return self._store.url(self._name(key))
+
+    def entry(self, key: Hashable) -> facts.KeyFacts:
+        """What is known of *key* without loading its value.
+
+        Raises
+        ------
+        KeyError
+            There is no such key.
+        """
+        slot, name = self._slots.get(key), self._name(key)
+        entry = self._entry(key, name)
+        if entry is None and (slot is None or not slot.dirty):
+            raise KeyError(key)
+        own = slot.options[0] if slot is not None and slot.options else None
+        stored = entry.format if entry is not None else self._settings.format
+        return facts.KeyFacts(
+            key=key,
+            path=self._store.url(name),
+            name=name,
+            format=own or stored,
+            nbytes=slot.nbytes if slot is not None else entry.nbytes if entry else 0,
+            stored_nbytes=entry.size if entry is not None else 0,
+            generation=0,
+            birth=0,
+            in_memory=slot is not None,
+            dirty=slot is not None and slot.dirty,
+            etag=entry.etag if entry is not None else "",
+        )
+
+    def modified(self, key: Hashable) -> float:
+        """When the value of *key* was put, as Unix time [s] of the store.
+
+        Raises
+        ------
+        KeyError
+            There is no such key, or it was not put yet.
+        """
+        found, entry = self._look(key, self._name(key))
+        if found is None or entry is None:
+            raise KeyError(key)
+        return found.modified
+
+    def modified_all(self) -> dict[Any, float]:
+        """When each value was put; a request for each 1,000 keys."""
+        listed, named = self._listing(), self._keys_by_name()
+        return {named[name]: listed[name].modified for name in named if name in listed}
+
+    def stats(self) -> facts.Stats:
+        """Counts since this handle was opened, and the present state. Asks for a list."""
+        with self.lock:
+            dirty = sum(slot.dirty for slot in self._slots.values())
+        return facts.Stats(
+            keys=len(self),
+            in_memory=len(self._slots),
+            dirty=dirty,
+            memory_usage=self._memory.used,
+            available_memory=self._memory.budget,
+            stored_nbytes=self.stored_nbytes,
+            available_disk=float("inf"),
+            hits=self._memory.hits,
+            misses=self._loaded,
+            spills=self._spills,
+            writes=self._written,
+            written_nbytes=self._written_nbytes,
+            loads=self._loaded,
+            loaded_nbytes=self._loaded_nbytes,
+            saved=sum(each.saved for each in self._savers),
+        )
+
+    def __repr__(self) -> str:
+        """One line, for which the store is not asked."""
+        if self._closed:
+            return f"<{type(self).__name__} at {self.path}: closed>"
+        used, budget = self._memory.used, self._memory.budget
+        memory = reprs.bytes_text(used)
+        memory += (
+            ", no limit"
+            if budget >= reprs.UNLIMITED
+            else (f" of {reprs.bytes_text(budget)}")
+        )
+        count = reprs.count_text(len(self._slots))
+        return f"<{type(self).__name__} at {self.path}: {count} in memory, {memory}>"
+
+    __str__ = __repr__
+
+    def refresh(self) -> None:
+        """Ask the store about every value in memory when it is next wanted."""
+        self._check_open()
+        with self.lock:
+            for slot in self._slots.values():
+                if isinstance(slot.entry, Stored):
+                    slot.entry.until = 0.0
+
+    def verify(self, *, progress: bool = False) -> list[facts.Problem]:
+        """Get every object and compare it with its checksums and signature.
+
+        Parameters
+        ----------
+        progress : bool
+            Show a progress bar.
+
+        Returns
+        -------
+        list of Problem
+            Empty when all is well. Nothing is changed.
+        """
+        steps: Iterable[tuple[str, Any]] = self._keys_by_name().items()
+        if progress:
+            from tqdm import tqdm
+
+            # No thread that outlives the bar.
+            bar: Any = type("Bar", (tqdm,), {"monitor_interval": 0})
+            steps = bar([*steps], desc="verify", unit="value", leave=False)
+        problems = []
+        for name, key in steps:
+            found = self._store.get(name)
+            if found is None or found.size <= GONE_NBYTES:
+                continue
+            url = self._store.url(name)
+            try:
+                self._sealer.check(found.data, name, key, url)
+            except errors.ChestError as error:
+                problems.append(facts.Problem(key, url, str(error)))
+        return problems
+
+    def compact(self) -> int:
+        """Remove the marks of keys that were popped, and values whose deadline passed.
+
+        Only while nobody else changes the chest: a store of objects removes without a
+        condition, so a value that is put at this very moment could go with its mark.
+
+        Returns
+        -------
+        int
+            How many objects were removed.
+        """
+        self._check_writable()
+        live = self._listing()
+        old = [
+            each.name
+            for each in self._store.list()
+            if each.name not in live and not each.name.startswith(OWN)
+        ]
+        self._store.delete(old)
+        return len(old)
+
+    # -- what has no meaning here ------------------------------------------------------
+
+    def _no_folder(self, what: str) -> NoReturn:
+        self._unsupported(what, "use a chest in a folder: Chest('folder')")
+
+    def zarr(self, key: Hashable, **options: Any) -> NoReturn:
+        """Not here: raises `UnsupportedError`. zarr itself opens buckets."""
+        self._no_folder(f"zarr({errors.short(key)})")
+
+    def snapshot(self, path: str | os.PathLike[str]) -> NoReturn:
+        """Not here: raises `UnsupportedError`."""
+        self._unsupported("snapshot()", f"Chest({os.fspath(path)!r}).update(c) copies")
+
+    def store(self, *args: Any, **options: Any) -> NoReturn:
+        """Not here: raises `UnsupportedError`."""
+        self._no_folder("store()")
+
+    def unpack(self, key: Hashable) -> str:
+        """The address of *key*'s object: each value has its own."""
+        self.move_to_disk(key)
+        return self.key_to_filename(key)
+
+    def trim(self, *args: Any, **options: Any) -> NoReturn:
+        """Not here: raises `UnsupportedError`."""
+        self._unsupported("trim()", "set ttl=, or have the bucket delete old objects")
+
+    # -- lifetime ----------------------------------------------------------------------
+
+    def flush(self) -> None:
+        """Put every value that needs it, and empty the memory.
+
+        Raises
+        ------
+        EncodingError, StoreError
+            For the first value that could not be put; it stays in memory, and so do
+            others that failed (a note says how many). The rest is published.
+        """
+        self._sync(keep=False)
+
+    def sync(self) -> None:
+        """Put every value that needs it, and keep all in memory.
+
+        Raises
+        ------
+        EncodingError, StoreError
+            As `flush`.
+        """
+        self._sync(keep=True)
+
+    def close(self) -> None:
+        """Publish everything. Safe to call twice.
+
+        When something cannot be put the error is raised and the chest stays open, with
+        the value in it.
+        """
+        if self._closed:
+            return
+        if not self._settings.readonly and not self._temporary:
+            self._sync(keep=False)
+        with self.lock:
+            self._release()
+
+    def drop(self) -> None:
+        """Delete all objects of the chest, for everyone."""
+        self._check_writable()
+        self.clear()
+        self._store.delete([each.name for each in self._store.list(OWN)])
+        self._store.remove_folder(only_empty=True)
+        forget_memory(self.path)
+        self._release()
+
+    def __enter__(self) -> Self:
+        self._check_open()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        """`close`."""
+        self.close()
+
+    def __del__(self) -> None:
+        """Put what is dirty; a value that cannot be put is logged."""
+        # Half-made handles have no attributes; at_exit never raises.
+        if not getattr(self, "_closed", True):
+            self.at_exit()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Travel as address and options; what is dirty is put first."""
+        self._check_open()
+        if self.path.startswith("memory:"):
+            msg = f"{self.path} is in the memory of this process: it cannot be pickled"
+            raise TypeError(msg)
+        if not self._settings.readonly:
+            self.sync()
+        return _reopen, (self.path, self._settings)
+
+    def _like(self, path: Any) -> Self:
+        """An empty chest with the same options, in a temporary folder."""
+        folder = "file://" + tempfile.mkdtemp(suffix=".chest")
+        trust = "any" if self._settings.trust == "owner" else self._settings.trust
+        options = dataclasses.replace(
+            self._settings, readonly=False, trust=trust, storage=None
+        )
+        new = type(self).__new__(type(self))
+        new._start(folder, options)
+        new._temporary = True
+        return new
+
+    # -- names of chest 1.x ------------------------------------------------------------
+
+    def prefetch(self, keys: Any) -> None:
+        """Read a key, or each of a list of keys, into memory."""
+        wanted = keys if isinstance(keys, list | set | frozenset) else [keys]
+        self._at_once(self._load, [key for key in wanted if self._valid(key) is None])
+
+    def move_to_disk(self, key: Hashable) -> None:
+        """Put the value of *key* and let it go from memory."""
+        slot = self._slots.get(key)
+        if slot is None:
+            if key not in self:
+                raise KeyError(key)
+            return
+        self._raise_first(self._write_out([slot], keep=False))
+
+    def get_from_disk(self, key: Hashable) -> None:
+        """Read the value of *key* into memory; nothing when it is there."""
+        if self._valid(key) is None:
+            self._load(key)
+
+    def write_keys(self) -> None:
+        """`sync`."""
+        self.sync()
+
+
+def open_chest(address: str, options: dict[str, Any]) -> ObjectChest:
+    """The chest at an address, with those options of `chest.Chest` that were given.
+
+    Raises
+    ------
+    ValueError, TypeError
+        An option that has no meaning there, or an unknown one.
+    """
+    data = options.pop("data", None)
+    plain = Settings()
+    for name in (*FOLDER_ONLY, *OWN_FORMAT):
+        if name in options and options[name] != getattr(plain, name):
+            msg = f"{name}= is for a chest in a folder, {address} is none"
+            raise ValueError(msg)
+    if options.get("format") == "zarr":
+        msg = f"format='zarr' is for a chest in a folder, {address} is none"
+        raise ValueError(msg)
+    if options.get("available_memory", "") is None:
+        del options["available_memory"]
+    new = ObjectChest.__new__(ObjectChest)
+    new._closed = True
+    new._start(address, Settings(**options))
+    if data is not None:
+        new.update(data)
+    return new
+
+
+def _reopen(address: str, options: Settings) -> ObjectChest:
+    """Open a chest that travelled as address and options."""
+    new = ObjectChest.__new__(ObjectChest)
+    new._closed = True
+    new._start(address, options)
+    return new
