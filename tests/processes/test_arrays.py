@@ -86,11 +86,11 @@ def test_killed_in_the_middle_of_a_change_the_array_is_old_or_new(
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-@pytest.mark.parametrize("chunks", [FEW, MANY])
-def test_killed_at_any_call_of_a_change_the_array_is_old_or_new(chunks, tmp_path):
+@pytest.mark.parametrize(("chunks", "step"), [(FEW, 1), (MANY, 11)])
+def test_killed_at_any_call_of_a_change_the_array_is_old_or_new(chunks, step, tmp_path):
     states, kill_at = [], 0
     while True:
-        kill_at += 1
+        kill_at += step
         path = tmp_path / str(kill_at)
         make(path, chunks)
         child = SPAWN.Process(target=change_until_killed, args=(str(path), kill_at))

@@ -97,7 +97,6 @@ VALUES = {
     "strings with a missing value": np.array(
         ["a", None], np.dtypes.StringDType(na_object=None)
     ),
-    "times without a unit": np.array([1, 2], "m8"),
     "0-d struct": np.array((1, 2.0), [("a", "i4"), ("b", "f8")]),
     "0-d times": np.array("2020-01-01", "M8[D]"),
     "complex NaN": np.array([complex(np.nan, -0.0), complex(-np.inf, np.nan)]),
@@ -118,6 +117,15 @@ def test_every_dtype_and_layout_comes_back_as_it_was(name, chest):
     chest.flush()
 
     assert same(chest["x"], value)
+
+
+@pytest.mark.filterwarnings("ignore:The 'generic' unit")
+def test_times_without_a_unit_are_pickled(chest):
+    chest["x"] = np.array([1, 2], "m8")
+    chest.flush()
+
+    assert chest.entry("x").format == "pickle"
+    assert same(chest["x"], np.array([1, 2], "m8"))
 
 
 def test_one_array_is_one_folder_that_zarr_opens_as_it_stands(chest):
