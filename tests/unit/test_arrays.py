@@ -969,6 +969,31 @@ def test_a_source_that_breaks_off_leaves_the_old_value(chest):
     assert len(folders(chest)) == 1
 
 
+def test_a_full_disk_leaves_the_old_value_and_nothing_else(chest, monkeypatch):
+    from chest.formats import zarr_
+
+    a = np.random.default_rng(0).random((40, 10))
+    chest.store("x", a, chunks=(10, 10))
+    write = zarr_._write
+
+    def full(folder, name, data):
+        if name.startswith("c.2"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write(folder, name, data)
+
+    monkeypatch.setattr(zarr_, "_write", full)
+    for change in (
+        lambda: chest.store("x", a + 1, chunks=(10, 10)),
+        lambda: chest.store("y", (a for _ in range(3)), chunks=(10, 10)),
+        lambda: chest.zarr("x").__setitem__(slice(None), 5),
+    ):
+        with pytest.raises(errors.StoreError, match="Free some space") as caught:
+            change()
+        assert caught.value.errno == errno.ENOSPC
+    assert len(folders(chest)) == 1
+    assert (chest["x"] == a).all()
+
+
 def test_a_chunk_that_a_source_did_not_write_is_an_error(chest):
     class Part:
         shape, dtype = (10,), np.dtype("i4")
