@@ -18,8 +18,9 @@ from chest import keys, settings
 from chest.arraytier import is_folder, reading, zarr_
 from chest.errors import EncodingError, short
 from chest.formats.compressed import form_of
+from chest.generations import Filling, folder_entry, pinned
 from chest.index import AnyEntry
-from chest.live import Filling, LiveArray, folder_entry, pinned
+from chest.live import LiveArray
 from chest.small import is_small
 from chest.upkeep import Upkeep
 

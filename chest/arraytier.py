@@ -13,7 +13,7 @@ from collections.abc import Hashable, Iterable, Iterator
 from types import ModuleType
 from typing import Any
 
-from chest import errors, keys
+from chest import errors, keys, pieces
 from chest.folder import SEAL, SPARE, refused
 from chest.index import AnyEntry
 from chest.records import Entry
@@ -125,7 +125,7 @@ class ArrayTier(SmallTier):
         if draft is None:
             return self.store.folder_draft(), set()
         try:
-            return draft, zarr_().common_files(draft.fd, base)
+            return draft, pieces.common_files(draft.fd, base)
         except BaseException:
             draft.discard()
             raise

@@ -798,12 +798,13 @@ def test_dask_knows_a_live_array_that_was_changed_from_what_it_was(chest):
 def test_what_zarr_still_writes_when_a_change_is_interrupted_is_waited_for(
     chest, monkeypatch
 ):
+    from chest import pieces
     from chest.formats import zarr_
 
     chest.set("x", np.zeros(40), chunks=(10,))
     z = chest.zarr("x")
     writing, may_write = threading.Event(), threading.Event()
-    write, end = zarr_._write, zarr_.FolderStore.end
+    write, end = pieces.write, zarr_.FolderStore.end
 
     def late(folder, name, data):
         if name == "c.0":
@@ -816,7 +817,7 @@ def test_what_zarr_still_writes_when_a_change_is_interrupted_is_waited_for(
         end(store)
         assert {"c.0"} <= store.fresh
 
-    monkeypatch.setattr(zarr_, "_write", late)
+    monkeypatch.setattr(pieces, "write", late)
     monkeypatch.setattr(zarr_.FolderStore, "end", ended)
     stores = []
 
@@ -970,18 +971,18 @@ def test_a_source_that_breaks_off_leaves_the_old_value(chest):
 
 
 def test_a_full_disk_leaves_the_old_value_and_nothing_else(chest, monkeypatch):
-    from chest.formats import zarr_
+    from chest import pieces
 
     a = np.random.default_rng(0).random((40, 10))
     chest.store("x", a, chunks=(10, 10))
-    write = zarr_._write
+    write = pieces.write
 
     def full(folder, name, data):
         if name.startswith("c.2"):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return write(folder, name, data)
 
-    monkeypatch.setattr(zarr_, "_write", full)
+    monkeypatch.setattr(pieces, "write", full)
     for change in (
         lambda: chest.store("x", a + 1, chunks=(10, 10)),
         lambda: chest.store("y", (a for _ in range(3)), chunks=(10, 10)),
