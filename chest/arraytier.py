@@ -13,7 +13,7 @@ from collections.abc import Hashable, Iterable, Iterator
 from types import ModuleType
 from typing import Any
 
-from chest import errors, keys
+from chest import errors, keys, pieces
 from chest.folder import SEAL, SPARE, refused
 from chest.index import AnyEntry
 from chest.records import Entry
@@ -125,7 +125,7 @@ class ArrayTier(SmallTier):
         if draft is None:
             return self.store.folder_draft(), set()
         try:
-            return draft, zarr_().common_files(draft.fd, base)
+            return draft, pieces.common_files(draft.fd, base)
         except BaseException:
             draft.discard()
             raise
@@ -141,9 +141,11 @@ class ArrayTier(SmallTier):
         draft = self.store.draft_from(name)
         if draft is None:
             return [name]
+        # Gone, if it was taken; not, if another process changed the key before it came.
+        left = [self._spares.pop(key, "")]
         self.keep_draft(key, draft, file_id, (SEAL, *stale))
-        oldest = [*self._spares][:-MOST_SPARES]
-        return [name for old in oldest if (name := self._spares.pop(old, ""))]
+        left += [self._spares.pop(old, "") for old in [*self._spares][:-MOST_SPARES]]
+        return [name for name in left if name]
 
     def keep_draft(
         self, key: Hashable, draft: FolderDraft, file_id: str, stale: Iterable[str]

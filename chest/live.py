@@ -1,16 +1,7 @@
-"""Arrays on disk that are changed in place, a generation for each change.
+"""Arrays on disk that are changed in place, with the interface of zarr's.
 
-Owns: whose turn it is to change a key, what a change writes anew and what it links, its
-publication. Does not own: how zarr keeps an array, how folders are named.
-
-Invariants
-----------
-A1  A published folder is never changed: a change fills another one, with hard links to
-    the files that stay as they are, and publishes it. It may be the one that the last
-    change replaced, once it has lost its name and nobody has it open.
-A2  Who changes a key holds the lock of the seal of its present folder, and looks again
-    once it has it. So changes of one key come one after the other, between processes too.
-A3  Who reads holds a shared lock of the folder; nobody removes it meanwhile.
+Owns: what users see of them, which step of theirs is a change, and its beginning and end.
+Does not own: where a change is written and how it is published (`chest.generations`).
 """
 
 from __future__ import annotations
@@ -18,27 +9,26 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-import weakref
 from collections.abc import Callable, Hashable, Iterator, MutableMapping
 from typing import Any, Self
 
-from chest import errors, keys, system
-from chest.arraytier import is_folder, reading, zarr_
+from chest import errors, keys
+from chest.arraytier import reading, zarr_
 from chest.errors import short
-from chest.folder import SEAL, refusals
+from chest.generations import (
+    MOST_LOOKS,
+    Filling,
+    folder_entry,
+    pinned,
+    too_fast,
+    turn,
+)
 from chest.index import AnyEntry, same
-from chest.readtier import missing
-from chest.records import Entry
-from chest.spill import Written
 from chest.upkeep import Upkeep
 
-__all__ = ["Filling", "LiveArray", "folder_entry", "pinned"]
+__all__ = ["LiveArray"]
 
 AT_A_TIME = 16 << 20  # bytes of whole chunks that one step of an assignment changes
-FEWEST_KEPT = 32  # files of a replaced folder that is worth keeping
-MOST_LOOKS = 100  # times an array is followed that others keep replacing
-
-_turns: dict[tuple[int, int], int] = {}  # seal (device, inode) → thread that holds it
 
 
 class LiveArray:
@@ -98,7 +88,7 @@ class LiveArray:
                 array, seal = pinned(self._chest, self._key, entry)
                 self._seen = entry, array, seal
                 return array
-        raise _too_fast(self._chest, self._key)
+        raise too_fast(self._chest, self._key)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._now(), name)
@@ -109,8 +99,21 @@ class LiveArray:
             return array[selection]
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:
+        if copy is False:
+            msg = "an array on disk is read into memory: copy=False cannot be had"
+            raise ValueError(msg)
         with self._reading() as array:
             return array.__array__(dtype)
+
+    def __dask_tokenize__(self) -> tuple[Any, ...]:
+        """What tells its content as it is now from others, without reading it."""
+        entry = folder_entry(self._chest, self._key)
+        return (
+            "chest.LiveArray",
+            self._chest.path,
+            keys.text(self._key),
+            entry.file_id,
+        )
 
     def __len__(self) -> int:
         return int(self._now().shape[0])
@@ -119,8 +122,15 @@ class LiveArray:
         return (self[row] for row in range(len(self)))
 
     def __repr__(self) -> str:
-        array = self._now()
+        try:
+            array = self._now()
+        except (errors.ChestError, KeyError, TypeError) as error:
+            # Deleted, replaced or closed: a debugger asks all the same.
+            return f"<LiveArray {short(self._key)}: {type(error).__name__}>"
         return f"<LiveArray {short(self._key)} {array.dtype} {array.shape}>"
+
+    def __dir__(self) -> list[str]:
+        return sorted({*super().__dir__(), *dir(self._now())})
 
     @contextlib.contextmanager
     def _reading(self) -> Iterator[Any]:
@@ -145,6 +155,11 @@ class LiveArray:
             yield
         finally:
             self._lock.release()
+
+    @property
+    def read_only(self) -> bool:
+        """Changes are refused."""
+        return self.mode == "r" or bool(self._chest._settings.readonly)
 
     @property
     def attrs(self) -> MutableMapping[str, Any]:
@@ -172,14 +187,23 @@ class LiveArray:
         """Change a part of the array on disk, some chunks at a time."""
 
         def assign(array: Any) -> None:
-            for part, rows in _parts(array, selection, value):
+            fitting = _fitting(array.shape, selection, value)
+            for part, rows in _parts(array, selection, fitting):
                 array[part] = rows
 
         self.change(assign)
 
     def resize(self, new_shape: Any) -> None:
         """Change the shape; what is new reads as the fill value."""
-        self.change(lambda array: array.resize(new_shape))
+
+        def resize(array: Any) -> None:
+            new = new_shape if isinstance(new_shape, tuple | list) else (new_shape,)
+            if len(new) != array.ndim:
+                msg = f"shape {new_shape} is none of {array.ndim} dimensions"
+                raise ValueError(msg)
+            array.resize(new_shape)
+
+        self.change(resize)
 
     def append(self, data: Any, axis: int = 0) -> tuple[int, ...]:
         """Grow along an axis; the new shape is returned."""
@@ -247,6 +271,9 @@ class LiveArray:
 
     def __exit__(self, kind: object, *_: object) -> None:
         with self._lock:  # others that write in this block come to an end first
+            if self._change is None:
+                msg = f"no with block for {short(self._key)} is open"
+                raise RuntimeError(msg)
             self._end(kind)
 
     def _begin(self, thread: int = 0) -> _Change:
@@ -267,6 +294,9 @@ class LiveArray:
         """Publish the change, or forget it after an exception."""
         change, self._change = self._change, None
         assert change is not None
+        if change.pid != os.getpid():
+            change.leave()
+            return
         try:
             replaced = change.publish() if kind is None else []
         finally:
@@ -275,6 +305,34 @@ class LiveArray:
             self._seen = None  # it holds the folder that goes now
             self._chest._spill.delete(change.keep(replaced))
             self._chest._written_more()
+
+
+def _fitting(shape: tuple[int, ...], selection: Any, value: Any) -> Any:
+    """A value in the shape of the part that it is assigned to, as numpy has it.
+
+    Zarr cuts one that is too large, and refuses others that fit.
+    """
+    wanted = selection if isinstance(selection, tuple) else (selection,)
+    simple = all(isinstance(part, int | slice) or part is ... for part in wanted)
+    given: tuple[int, ...] = getattr(value, "shape", ())
+    if not given or not simple:
+        return value
+    import numpy as np
+
+    try:
+        part = np.broadcast_to(False, shape)[selection].shape
+    except IndexError:
+        return value  # zarr has a word for it
+    if given == part:
+        return value
+    try:
+        whole = np.asarray(value)
+        while whole.ndim > len(part) and len(whole) == 1:
+            whole = whole[0]
+        return np.broadcast_to(whole, part)
+    except ValueError as error:
+        msg = f"an array of shape {given} cannot be assigned to a part of shape {part}"
+        raise ValueError(msg) from error
 
 
 def _parts(array: Any, selection: Any, value: Any) -> Iterator[tuple[Any, Any]]:
@@ -321,15 +379,21 @@ class _Change:
         seen: tuple[AnyEntry, Any, Any] | None,
     ) -> None:
         self._chest, self._key, self._thread = chest, key, thread
+        self.pid = os.getpid()
         self._stack = contextlib.ExitStack()
         with contextlib.ExitStack() as stack:
-            self._base, fd = stack.enter_context(_turn(chest, key))
+            self._base, fd = stack.enter_context(turn(chest, key))
             known = seen is not None and same(seen[0], self._base)
             seal = seen[2] if seen and known else chest._spill.seal(fd, key, self._base)
             self._filling = stack.enter_context(Filling(chest, key, seal, fd))
             with reading(chest.path, key):
                 self.array = zarr_().open_array(self._filling.store)
             self._stack = stack.pop_all()
+
+    def leave(self) -> None:
+        """Let go of another process's change, in a child that was forked amid it."""
+        self._filling.leave()
+        self._stack.close()
 
     @property
     def is_seen(self) -> bool:
@@ -349,258 +413,6 @@ class _Change:
     def close(self) -> None:
         """Give up the turn, and what was not published."""
         self._stack.close()
-
-
-class Filling:
-    """A new folder for an array, until it is published.
-
-    Parameters
-    ----------
-    chest : Chest
-    key : Hashable
-    seal : Seal, optional
-        Of the array that is changed.
-    base : int
-        Descriptor of its folder.
-
-    Attributes
-    ----------
-    store : FolderStore
-        For zarr.
-    """
-
-    def __init__(
-        self, chest: Upkeep, key: Hashable, seal: Any = None, base: int = -1
-    ) -> None:
-        spill = chest._spill
-        spill.manifest.check_writable()
-        self._chest, self._key = chest, key
-        with refusals(chest.path, "takes no new folder", key):
-            linked: set[str] = set()
-            if seal is None:
-                self._draft = spill.store.folder_draft()
-            else:
-                self._draft, linked = spill.next_draft(seal, base)
-        self._seal = seal or zarr_().Seal()
-        pieces = self._seal.pieces
-        self.store = zarr_().FolderStore(
-            self._draft.path,
-            key,
-            pieces,
-            base=base,
-            draft=self._draft.fd,
-            linked=linked,
-        )
-        # Copied: a group of changes may end as it began.
-        self._before = dict(pieces)
-
-    @property
-    def changed(self) -> bool:
-        """There is something to publish."""
-        return bool(self.store.pieces != self._before)
-
-    def publish(self, nbytes: int, base: AnyEntry | None = None) -> list[str]:
-        """Seal and publish the folder; returns names to delete.
-
-        Parameters
-        ----------
-        nbytes : int
-            Of the array in memory.
-        base : AnyEntry, optional
-            What the key must still be.
-        """
-        chest, key, seal = self._chest, self._key, self._seal
-        self.store.end()
-        new = zarr_().Seal(
-            key=keys.text(key),
-            file_id=chest._spill.new_file_id(),
-            dtype=seal.dtype,
-            order=seal.order,
-            pieces=self.store.pieces,
-        )
-        with refusals(self._draft.path, "could not be written", key):
-            self.store.link_rest()
-            entry = chest._spill.draft_entry(
-                key, self._draft, new, new.digest(), nbytes=nbytes
-            )
-        self._file_id = entry.file_id
-        return self._append(entry, base)
-
-    def keep(self, replaced: list[str]) -> list[str]:
-        """Keep the folder that was replaced for the next change, where links are many.
-
-        Parameters
-        ----------
-        replaced : list of str
-            From `publish`: the folder comes first.
-
-        Returns
-        -------
-        list of str
-            Names to delete.
-        """
-        before, now = self._before, self.store.pieces
-        if len(before) < FEWEST_KEPT or any("/" in name for name in before):
-            return replaced
-        stale = [name for name, piece in before.items() if now.get(name) != piece]
-        folder, *more = replaced
-        spill = self._chest._spill
-        return spill.keep_folder(self._key, folder, self._file_id, stale) + more
-
-    def _append(self, entry: Entry, base: AnyEntry | None) -> list[str]:
-        chest, key = self._chest, self._key
-        with chest._publishing():
-            known = chest._manifest.index.get(key)
-            if base is not None:
-                if known is None:
-                    raise KeyError(key)
-                if not same(known, base):
-                    raise _too_fast(chest, key)
-                entry.mapped, entry.expires = known.mapped, known.expires
-            slot = chest._slots.get(key)
-            entry.birth = chest._birth_of(key)
-            replaced = chest._spill.publish([Written(key, entry, self._draft)])
-            if slot is not None and not (base is not None and slot.dirty):
-                chest._forget_slots([key])
-        return replaced
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        """Remove what was not published."""
-        draft, store = self._draft, self.store
-        store.end()
-        if draft.fd >= 0 and store.linked:
-            # Its links serve the next change.
-            spill, file_id = self._chest._spill, self._seal.file_id
-            spill.keep_draft(self._key, draft, file_id, store.fresh)
-        draft.discard()
-
-
-def folder_entry(chest: Upkeep, key: Hashable) -> Entry:
-    """The entry of an array in a folder; what is newer in memory is published first.
-
-    Raises
-    ------
-    KeyError
-        There is no such key.
-    TypeError
-        Its value is no array in a folder.
-    """
-    chest._look()
-    slot = chest._slots.get(key)
-    if slot is not None and slot.dirty:
-        chest._raise_first(chest._write_out([slot], keep=True))
-    entry = chest._manifest.index.get(key)
-    if entry is None:
-        raise KeyError(key)
-    if not is_folder(entry):
-        msg = (
-            f"the value of {short(key)} is no zarr array but has the format "
-            f"{entry.format!r}: c.set(key, c[key], format='zarr') makes it one, if it is "
-            f"an array of numbers"
-        )
-        raise TypeError(msg)
-    assert type(entry) is Entry
-    return entry
-
-
-def pinned(chest: Upkeep, key: Hashable, entry: AnyEntry) -> tuple[Any, Any]:
-    """Zarr's read-only array of an entry, and its seal; readable as long as it lives.
-
-    Raises
-    ------
-    FileNotFoundError
-        The folder is gone, and the entry with it: look again.
-    CorruptValueError
-        The folder is gone, or it is not what was published.
-    """
-    spill = chest._spill
-    path = spill.store.home.join(entry.name)
-    try:
-        fd = spill.hold(key, entry)
-    except FileNotFoundError as error:
-        chest.refresh()
-        if same(chest._manifest.index.get(key), entry):
-            raise missing(path, key, error) from error
-        raise
-    try:
-        seal = spill.seal(fd, key, entry)
-        store = zarr_().FolderStore(path, key, seal.pieces, base=fd)
-    except errors.CorruptValueError as error:
-        system.close(fd)
-        chest.refresh()
-        if same(chest._manifest.index.get(key), entry):
-            raise
-        # A newer generation has the name: look again.
-        raise FileNotFoundError(path) from error
-    except BaseException:
-        system.close(fd)
-        raise
-    weakref.finalize(store, system.close, fd).atexit = False
-    with reading(path, key):
-        return zarr_().open_array(store, seal.order), seal
-
-
-@contextlib.contextmanager
-def _turn(chest: Upkeep, key: Hashable) -> Iterator[tuple[Entry, int]]:
-    """Be the only one that changes *key* (A2); its entry and its open folder."""
-    for _ in range(MOST_LOOKS):
-        entry = folder_entry(chest, key)
-        try:
-            turn = chest._spill.store.home.open(f"{entry.name}/{SEAL}")
-        except FileNotFoundError as error:
-            chest.refresh()
-            if same(chest._manifest.index.get(key), entry):
-                path = chest._spill.store.home.join(entry.name)
-                raise missing(path, key, error) from error
-            continue
-        try:
-            with _locked(chest, key, turn):
-                chest.refresh()
-                if not same(chest._manifest.index.get(key), entry):
-                    continue  # somebody was quicker: its folder is the one to wait for
-                try:
-                    fd = chest._spill.hold(key, entry)
-                except FileNotFoundError:
-                    continue  # replaced just now: the next look tells
-                try:
-                    yield entry, fd
-                finally:
-                    chest._spill.store.home.close_folder(fd)
-                return
-        finally:
-            system.close(turn)
-    raise _too_fast(chest, key)
-
-
-@contextlib.contextmanager
-def _locked(chest: Upkeep, key: Hashable, turn: int) -> Iterator[None]:
-    status = os.fstat(turn)
-    seal = (status.st_dev, status.st_ino)
-    if _turns.get(seal) == threading.get_ident():
-        msg = (
-            f"this thread is changing {short(key)} already, in a with block that it would "
-            f"wait for: use the object of that block"
-        )
-        raise RuntimeError(msg)
-    if not system.lock(turn, chest._settings.timeout):
-        msg = f"{short(key)} in {chest.path} is being changed by {system.holder(turn)}"
-        raise errors.LockTimeout(msg, key=key, path=chest.path)
-    _turns[seal] = threading.get_ident()
-    try:
-        yield
-    finally:
-        del _turns[seal]
-
-
-def _too_fast(chest: Upkeep, key: Hashable) -> errors.StoreError:
-    msg = (
-        f"{short(key)} in {chest.path} was set by somebody else meanwhile; its array is "
-        f"not changed"
-    )
-    return errors.StoreError(msg, key=key, path=chest.path)
 
 
 class _Attributes(MutableMapping[str, Any]):

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
 import math
 import os
 import threading
@@ -41,7 +40,7 @@ from zarr.abc.store import (
 )
 from zarr.core.buffer import Buffer, BufferPrototype, default_buffer_prototype
 
-from chest import lifetime, system
+from chest import lifetime, pieces, system
 from chest.errors import CorruptValueError, DecodingError, EncodingError, short
 from chest.folder import SEAL, refusals
 
@@ -51,13 +50,11 @@ __all__ = [
     "Seal",
     "check",
     "check_whole",
-    "common_files",
     "create",
     "damaged",
     "dump",
     "good_chunks",
     "is_exact",
-    "link_or_copy",
     "load",
     "open_array",
     "read_seal",
@@ -67,7 +64,6 @@ __all__ = [
 
 META = "zarr.json"
 CHUNK_NBYTES = 8 << 20  # of a chunk before compression
-MAP_FROM = 1 << 20  # bytes: checking and decoding a map is quicker than a copy
 HASH_NBYTES = 1 << 20  # of what is not contiguous, copied at a time
 # What is read back: none of them runs code that the file names.
 CODECS = frozenset(
@@ -131,7 +127,7 @@ def write_seal(folder: int, seal: Seal) -> int:
     """Put the seal into the folder that is open as *folder*; returns its bytes."""
     text = msgspec.json.encode(seal)
     data = text + b"\n" + xxhash.xxh3_128_hexdigest(text).encode() + b"\n"
-    return _write(folder, SEAL, data)
+    return pieces.write(folder, SEAL, data)
 
 
 def read_seal(folder: int, path: str, key: object) -> Seal:
@@ -143,7 +139,7 @@ def read_seal(folder: int, path: str, key: object) -> Seal:
         There is none, or it is damaged.
     """
     try:
-        text, _, check = _read(folder, SEAL).rstrip(b"\n").rpartition(b"\n")
+        text, _, check = pieces.read(folder, SEAL).rstrip(b"\n").rpartition(b"\n")
     except FileNotFoundError as error:
         raise damaged(path, key, f"{SEAL} is missing") from error
     if xxhash.xxh3_128_hexdigest(text).encode() != check:
@@ -219,6 +215,7 @@ class FolderStore(Store):
         self._whole: FolderStore | None = None  # whose descriptors these are
         self._gate = threading.Condition()
         self._writing, self._ended = 0, False
+        self._pid = os.getpid()
 
     def __eq__(self, other: object) -> bool:
         return self is other
@@ -267,7 +264,7 @@ class FolderStore(Store):
         folder = self._draft if name in self.fresh else self._base
         start, stop = _span(piece.size, byte_range)
         try:
-            data = _content(folder, name, start, stop - start)
+            data = pieces.content(folder, name, start, stop - start)
         except FileNotFoundError as error:
             raise damaged(self.path, self.key, f"{name} is missing") from error
         whole = len(data) == piece.size
@@ -306,6 +303,10 @@ class FolderStore(Store):
 
     @contextlib.contextmanager
     def _changing(self) -> Iterator[None]:
+        if self._pid != os.getpid():
+            # Both would write to one folder, and each know of its own files alone.
+            msg = f"this change of {short(self.key)} is another process's"
+            raise RuntimeError(msg)
         with self._gate:
             if self._ended:
                 msg = f"this change of {short(self.key)} is over"
@@ -326,9 +327,9 @@ class FolderStore(Store):
         ):
             folder = os.path.dirname(name)
             if folder not in self._folders:
-                _make_folders(self._draft, folder)
+                pieces.make_folders(self._draft, folder)
                 self._folders.add(folder)
-            _write(self._draft, name, data)
+            pieces.write(self._draft, name, data)
             self.pieces[name] = Piece(len(data), xxhash.xxh3_128_hexdigest(data))
             self.linked.discard(name)
             self.fresh.add(name)
@@ -365,43 +366,9 @@ class FolderStore(Store):
         for name in self.pieces.keys() - self.fresh - self.linked:
             folder = os.path.dirname(name)
             if folder not in self._folders:
-                _make_folders(self._draft, folder)
+                pieces.make_folders(self._draft, folder)
                 self._folders.add(folder)
-            link_or_copy(self._base, name, self._draft)
-
-
-def common_files(draft: int, base: int) -> set[str]:
-    """Names of the files of a draft that are links to those of another open folder.
-
-    All others are removed from the draft.
-
-    Raises
-    ------
-    OSError
-        The disk refused.
-    """
-    with os.scandir(base) as found:
-        numbers = {each.name: each.inode() for each in found}
-    common = set()
-    with os.scandir(draft) as found:
-        for each in found:
-            if numbers.get(each.name) == each.inode():
-                common.add(each.name)
-            else:
-                os.unlink(each.name, dir_fd=draft)
-    return common
-
-
-def link_or_copy(source: int, name: str, target: int) -> None:
-    """Have the file *name* of one open folder in another; nothing when it is there."""
-    try:
-        os.link(name, name, src_dir_fd=source, dst_dir_fd=target, follow_symlinks=False)
-    except FileExistsError:
-        return
-    except FileNotFoundError:
-        raise
-    except OSError:  # another file system, one without links, or too many of them
-        _write(target, name, _read(source, name))
+            pieces.link_or_copy(self._base, name, self._draft)
 
 
 # -- values ------------------------------------------------------------------------------
@@ -468,6 +435,9 @@ def create(
     EncodingError
         zarr refuses, or would need a codec that chest does not read back.
     """
+    if dtype.isalignedstruct:
+        msg = f"zarr would pack the fields of {dtype}: give an array without gaps"
+        raise EncodingError(msg, key=store.key, path=store.path)
     options.setdefault("chunks", good_chunks(shape, dtype.itemsize))
     options.setdefault("chunk_key_encoding", FLAT)
     if options.get("shards") is not None and options["chunks"] is None:
@@ -484,6 +454,9 @@ def create(
     except (TypeError, ValueError, NotImplementedError) as error:
         msg = f"zarr refuses an array of {dtype} and shape {tuple(shape)}: {error}"
         raise EncodingError(msg, key=store.key, path=store.path) from error
+    if made.dtype != dtype:
+        msg = f"zarr would make {made.dtype} of {dtype}"
+        raise EncodingError(msg, key=store.key, path=store.path)
     odd = _codecs(store) - CODECS
     if odd:
         msg = f"codec {', '.join(sorted(odd))} is not one that chest reads back"
@@ -646,56 +619,3 @@ def _span(size: int, byte_range: ByteRequest | None) -> tuple[int, int]:
         return min(size, byte_range.offset), size
     assert isinstance(byte_range, SuffixByteRequest)
     return max(0, size - byte_range.suffix), size
-
-
-_READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW
-_WRITE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
-
-
-def _read(folder: int, name: str, start: int = 0, size: int | None = None) -> bytes:
-    """A file in the folder that is open as *folder*, or a part of it."""
-    fd = os.open(name, _READ, dir_fd=folder)
-    try:
-        wanted = os.fstat(fd).st_size if size is None else size
-        return system.read_all(fd, start, wanted)
-    finally:
-        system.close(fd)
-
-
-def _content(folder: int, name: str, start: int, size: int) -> bytes | memoryview:
-    """A part of a file as `_read` gives it, or a map of the whole where it is large."""
-    if start or size < MAP_FROM:
-        return _read(folder, name, start, size)
-    fd = os.open(name, _READ, dir_fd=folder)
-    try:
-        if os.fstat(fd).st_size != size:
-            return system.read_all(fd, start, size)
-        return system.map_file(fd, size)
-    finally:
-        system.close(fd)
-
-
-def _write(folder: int, name: str, data: bytes | memoryview) -> int:
-    """A new file in the folder that is open as *folder*, with its mode for files."""
-    # Executable bits make sense for the folder only.
-    mode = os.fstat(folder).st_mode & 0o666
-    try:
-        fd = os.open(name, _WRITE, mode, dir_fd=folder)
-    except FileExistsError:
-        # Never written over: what has the name may be a link to what was published.
-        os.unlink(name, dir_fd=folder)
-        fd = os.open(name, _WRITE, mode, dir_fd=folder)
-    try:
-        size = system.write_all(fd, [data])
-        system.flush_file(fd)
-        return size
-    finally:
-        system.close(fd)
-
-
-def _make_folders(folder: int, name: str) -> None:
-    """The folders of *name* in the one that is open as *folder*."""
-    mode = os.fstat(folder).st_mode & 0o777
-    for part in itertools.accumulate(name.split("/"), "{}/{}".format):
-        with contextlib.suppress(FileExistsError):
-            os.mkdir(part, mode, dir_fd=folder)

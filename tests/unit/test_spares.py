@@ -120,6 +120,28 @@ def test_a_kept_folder_goes_with_the_chest_the_key_and_the_next_compaction(end, 
     assert len(folders(chest)) == (end != "delete")
 
 
+def test_a_folder_that_comes_too_late_for_the_next_change_goes_with_the_one_after(
+    chest,
+):
+    keep, late = chest._spill.keep_folder, []
+
+    def slowly(*what):
+        if not late:
+            with Chest(chest.path) as other:
+                other.zarr("x")[11] = 1
+            late.append(what)
+        return keep(*what)
+
+    chest._spill.keep_folder = slowly
+    z = chest.zarr("x")
+    z[0] = 1
+    z[22] = 1
+
+    assert late
+    assert len(spares(chest)) == 1
+    assert chest["x"].sum() == 3
+
+
 def test_the_folders_that_are_kept_are_few(chest, monkeypatch):
     monkeypatch.setattr("chest.arraytier.MOST_SPARES", 2)
     for key in "abcd":
