@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import operator
 import os
 import threading
 from collections.abc import Hashable, Iterable, Iterator
@@ -156,10 +157,11 @@ class Arrays(Upkeep):
         """
         import numpy as np
 
-        shape = (shape,) if isinstance(shape, int) else tuple(shape)
+        shape = tuple(shape) if np.iterable(shape) else (operator.index(shape),)
         with self._filling(key) as filling:
             native = np.dtype(dtype).newbyteorder("=")
             made = zarr_().create(filling.store, shape, native, whole=False, **layout)
+            filling.keep_layout(np.dtype(dtype))
             replaced = filling.publish(made.nbytes)
         self._spill.delete(replaced)
         return LiveArray(self, key, "r+")
@@ -190,8 +192,11 @@ class Arrays(Upkeep):
         Raises
         ------
         EncodingError
-            zarr refuses the dtype or layout, a block has another shape, or a part of the
-            source is missing. The old value stands.
+            zarr refuses the dtype or layout or would change it, a block has another
+            shape, a part of the source is missing, or the file holds no such array. The
+            old value stands.
+        TypeError
+            The source is nothing of these.
         StoreError
             The disk refused. The old value stands.
 
@@ -211,15 +216,13 @@ class Arrays(Upkeep):
         ((40, 3), 180)
         >>> c.close()
         """
-        if isinstance(source, str | os.PathLike):
-            import numpy as np
-
-            source = np.load(source, mmap_mode="r", allow_pickle=False)
+        source = _checked_source(source, key)
         with self._filling(key) as filling:
             if not hasattr(source, "shape"):
                 made = _store_blocks(filling.store, source, progress, layout)
             else:
                 made = _store_array(filling.store, source, progress, layout)
+                filling.keep_layout(source.dtype, getattr(source, "flags", None))
             zarr_().check_whole(made, filling.store)
             replaced = filling.publish(made.nbytes)
         self._spill.delete(replaced)
@@ -252,6 +255,44 @@ class Arrays(Upkeep):
 
 
 # -- streaming ---------------------------------------------------------------------------
+
+
+def _checked_source(source: Any, key: Hashable) -> Any:
+    """A source as something with a shape and slices, or as blocks.
+
+    Raises
+    ------
+    EncodingError, TypeError
+        It is neither; or zarr would not give it back.
+    """
+    import numpy as np
+
+    if isinstance(source, str | os.PathLike):
+        path = os.fspath(source)
+        try:
+            source = np.load(path, mmap_mode="r", allow_pickle=False)
+        except (ValueError, EOFError) as error:
+            msg = f"{path} is no .npy file of an array that needs no pickle: {error}"
+            raise EncodingError(msg, key=key, path=path) from error
+        if not isinstance(source, np.ndarray):
+            source.close()
+            msg = f"{path} holds several arrays: load it, and give one of them"
+            raise EncodingError(msg, key=key, path=path)
+    if isinstance(source, np.ma.MaskedArray):
+        msg = f"zarr keeps no mask: c[{short(key)}] = array pickles it"
+        raise EncodingError(msg, key=key)
+    if hasattr(source, "__dask_graph__") and not hasattr(source, "chunksize"):
+        source = getattr(
+            source, "data", source
+        )  # of xarray, which wraps what dask or numpy has
+    is_array = hasattr(source, "shape") and hasattr(source, "dtype")
+    if not is_array and (hasattr(source, "shape") or not np.iterable(source)):
+        msg = (
+            f"a source is an array, blocks of one, or the path of a .npy file, not "
+            f"{type(source).__qualname__}"
+        )
+        raise TypeError(msg)
+    return source
 
 
 class _Counted:
@@ -445,6 +486,9 @@ class LazyArray:
 
         whole = np.asarray(self[...])
         if dtype is not None and whole.dtype != dtype:
+            if copy is False:
+                msg = f"{whole.dtype} becomes {dtype} by a copy alone"
+                raise ValueError(msg)
             return whole.astype(dtype)
         return whole.copy() if copy else whole
 

@@ -109,8 +109,21 @@ class LiveArray:
             return array[selection]
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:
+        if copy is False:
+            msg = "an array on disk is read into memory: copy=False cannot be had"
+            raise ValueError(msg)
         with self._reading() as array:
             return array.__array__(dtype)
+
+    def __dask_tokenize__(self) -> tuple[Any, ...]:
+        """What tells its content as it is now from others, without reading it."""
+        entry = folder_entry(self._chest, self._key)
+        return (
+            "chest.LiveArray",
+            self._chest.path,
+            keys.text(self._key),
+            entry.file_id,
+        )
 
     def __len__(self) -> int:
         return int(self._now().shape[0])
@@ -119,8 +132,15 @@ class LiveArray:
         return (self[row] for row in range(len(self)))
 
     def __repr__(self) -> str:
-        array = self._now()
+        try:
+            array = self._now()
+        except (errors.ChestError, KeyError, TypeError) as error:
+            # Deleted, replaced or closed: a debugger asks all the same.
+            return f"<LiveArray {short(self._key)}: {type(error).__name__}>"
         return f"<LiveArray {short(self._key)} {array.dtype} {array.shape}>"
+
+    def __dir__(self) -> list[str]:
+        return sorted({*super().__dir__(), *dir(self._now())})
 
     @contextlib.contextmanager
     def _reading(self) -> Iterator[Any]:
@@ -145,6 +165,11 @@ class LiveArray:
             yield
         finally:
             self._lock.release()
+
+    @property
+    def read_only(self) -> bool:
+        """Changes are refused."""
+        return self.mode == "r" or bool(self._chest._settings.readonly)
 
     @property
     def attrs(self) -> MutableMapping[str, Any]:
@@ -172,14 +197,23 @@ class LiveArray:
         """Change a part of the array on disk, some chunks at a time."""
 
         def assign(array: Any) -> None:
-            for part, rows in _parts(array, selection, value):
+            fitting = _fitting(array.shape, selection, value)
+            for part, rows in _parts(array, selection, fitting):
                 array[part] = rows
 
         self.change(assign)
 
     def resize(self, new_shape: Any) -> None:
         """Change the shape; what is new reads as the fill value."""
-        self.change(lambda array: array.resize(new_shape))
+
+        def resize(array: Any) -> None:
+            new = new_shape if isinstance(new_shape, tuple | list) else (new_shape,)
+            if len(new) != array.ndim:
+                msg = f"shape {new_shape} is none of {array.ndim} dimensions"
+                raise ValueError(msg)
+            array.resize(new_shape)
+
+        self.change(resize)
 
     def append(self, data: Any, axis: int = 0) -> tuple[int, ...]:
         """Grow along an axis; the new shape is returned."""
@@ -247,6 +281,9 @@ class LiveArray:
 
     def __exit__(self, kind: object, *_: object) -> None:
         with self._lock:  # others that write in this block come to an end first
+            if self._change is None:
+                msg = f"no with block for {short(self._key)} is open"
+                raise RuntimeError(msg)
             self._end(kind)
 
     def _begin(self, thread: int = 0) -> _Change:
@@ -267,6 +304,9 @@ class LiveArray:
         """Publish the change, or forget it after an exception."""
         change, self._change = self._change, None
         assert change is not None
+        if change.pid != os.getpid():
+            change.leave()
+            return
         try:
             replaced = change.publish() if kind is None else []
         finally:
@@ -275,6 +315,34 @@ class LiveArray:
             self._seen = None  # it holds the folder that goes now
             self._chest._spill.delete(change.keep(replaced))
             self._chest._written_more()
+
+
+def _fitting(shape: tuple[int, ...], selection: Any, value: Any) -> Any:
+    """A value in the shape of the part that it is assigned to, as numpy has it.
+
+    Zarr cuts one that is too large, and refuses others that fit.
+    """
+    wanted = selection if isinstance(selection, tuple) else (selection,)
+    simple = all(isinstance(part, int | slice) or part is ... for part in wanted)
+    given: tuple[int, ...] = getattr(value, "shape", ())
+    if not given or not simple:
+        return value
+    import numpy as np
+
+    try:
+        part = np.broadcast_to(False, shape)[selection].shape
+    except IndexError:
+        return value  # zarr has a word for it
+    if given == part:
+        return value
+    try:
+        whole = np.asarray(value)
+        while whole.ndim > len(part) and len(whole) == 1:
+            whole = whole[0]
+        return np.broadcast_to(whole, part)
+    except ValueError as error:
+        msg = f"an array of shape {given} cannot be assigned to a part of shape {part}"
+        raise ValueError(msg) from error
 
 
 def _parts(array: Any, selection: Any, value: Any) -> Iterator[tuple[Any, Any]]:
@@ -321,6 +389,7 @@ class _Change:
         seen: tuple[AnyEntry, Any, Any] | None,
     ) -> None:
         self._chest, self._key, self._thread = chest, key, thread
+        self.pid = os.getpid()
         self._stack = contextlib.ExitStack()
         with contextlib.ExitStack() as stack:
             self._base, fd = stack.enter_context(_turn(chest, key))
@@ -330,6 +399,11 @@ class _Change:
             with reading(chest.path, key):
                 self.array = zarr_().open_array(self._filling.store)
             self._stack = stack.pop_all()
+
+    def leave(self) -> None:
+        """Let go of another process's change, in a child that was forked amid it."""
+        self._filling.leave()
+        self._stack.close()
 
     @property
     def is_seen(self) -> bool:
@@ -394,6 +468,17 @@ class Filling:
         # Copied: a group of changes may end as it began.
         self._before = dict(pieces)
 
+    def keep_layout(self, dtype: Any, flags: Any = None) -> None:
+        """Have the array given back in the byte and memory order of its source."""
+        if not dtype.isnative:
+            self._seal.dtype = dtype.str
+        if flags is not None and flags.f_contiguous and not flags.c_contiguous:
+            self._seal.order = "F"
+
+    def leave(self) -> None:
+        """Leave the folder to the process that fills it."""
+        self._draft.release()
+
     @property
     def changed(self) -> bool:
         """There is something to publish."""
@@ -421,7 +506,7 @@ class Filling:
         with refusals(self._draft.path, "could not be written", key):
             self.store.link_rest()
             entry = chest._spill.draft_entry(
-                key, self._draft, new, new.digest(), nbytes=nbytes
+                key, self._draft, new, new.digest(), nbytes=int(nbytes)
             )
         self._file_id = entry.file_id
         return self._append(entry, base)
@@ -470,8 +555,10 @@ class Filling:
     def __exit__(self, *exception: object) -> None:
         """Remove what was not published."""
         draft, store = self._draft, self.store
+        if draft.fd < 0:
+            return
         store.end()
-        if draft.fd >= 0 and store.linked:
+        if store.linked:
             # Its links serve the next change.
             spill, file_id = self._chest._spill, self._seal.file_id
             spill.keep_draft(self._key, draft, file_id, store.fresh)

@@ -219,6 +219,7 @@ class FolderStore(Store):
         self._whole: FolderStore | None = None  # whose descriptors these are
         self._gate = threading.Condition()
         self._writing, self._ended = 0, False
+        self._pid = os.getpid()
 
     def __eq__(self, other: object) -> bool:
         return self is other
@@ -306,6 +307,10 @@ class FolderStore(Store):
 
     @contextlib.contextmanager
     def _changing(self) -> Iterator[None]:
+        if self._pid != os.getpid():
+            # Both would write to one folder, and each know of its own files alone.
+            msg = f"this change of {short(self.key)} is another process's"
+            raise RuntimeError(msg)
         with self._gate:
             if self._ended:
                 msg = f"this change of {short(self.key)} is over"
@@ -468,6 +473,9 @@ def create(
     EncodingError
         zarr refuses, or would need a codec that chest does not read back.
     """
+    if dtype.isalignedstruct:
+        msg = f"zarr would pack the fields of {dtype}: give an array without gaps"
+        raise EncodingError(msg, key=store.key, path=store.path)
     options.setdefault("chunks", good_chunks(shape, dtype.itemsize))
     options.setdefault("chunk_key_encoding", FLAT)
     if options.get("shards") is not None and options["chunks"] is None:
@@ -484,6 +492,9 @@ def create(
     except (TypeError, ValueError, NotImplementedError) as error:
         msg = f"zarr refuses an array of {dtype} and shape {tuple(shape)}: {error}"
         raise EncodingError(msg, key=store.key, path=store.path) from error
+    if made.dtype != dtype:
+        msg = f"zarr would make {made.dtype} of {dtype}"
+        raise EncodingError(msg, key=store.key, path=store.path)
     odd = _codecs(store) - CODECS
     if odd:
         msg = f"codec {', '.join(sorted(odd))} is not one that chest reads back"

@@ -124,6 +124,41 @@ def test_processes_that_change_one_chunk_lose_no_update(tmp_path):
         assert len(os.listdir(path)) == 2
 
 
+@pytest.mark.parametrize("ends", ["raises", "ends the block", "exits"])
+def test_a_child_that_is_forked_in_a_block_leaves_the_change_to_its_parent(
+    ends, tmp_path
+):
+    with Chest(tmp_path / "c") as c:
+        c.set("x", np.zeros(40), format="zarr", chunks=(1,))
+        z = c.zarr("x")
+        z[0] = 1
+        z.__enter__()
+        z[1] = 2
+        child = os.fork()
+        if not child:
+            status = 1
+            try:
+                assert z[1] == 2
+                with pytest.raises(RuntimeError, match="another process's"):
+                    z[2] = 5
+                if ends != "exits":
+                    z.__exit__(ValueError if ends == "raises" else None, None, None)
+                    assert z[1] == 0
+                    status = 0
+                else:
+                    status = 0
+            finally:
+                os._exit(status)
+        assert os.waitpid(child, 0)[1] == 0
+        z[3] = 4
+        z.__exit__(None, None, None)
+
+        assert list(c["x"][:5]) == [1, 2, 0, 4, 0]
+        assert c.verify() == []
+        z[4] = 5
+        assert c["x"].sum() == 12
+
+
 BEGIN = """
 import sys
 import numpy as np

@@ -36,6 +36,7 @@ def same(a, b):
     assert a.dtype.metadata == b.dtype.metadata
     assert a.dtype.isalignedstruct == b.dtype.isalignedstruct
     assert a.shape == b.shape
+    assert a.dtype.fields == b.dtype.fields
     if a.flags.f_contiguous and not a.flags.c_contiguous:
         assert b.flags.f_contiguous
     if a.dtype == object or isinstance(a, np.ma.MaskedArray):
@@ -81,6 +82,29 @@ VALUES = {
     "subclass": np.arange(4).view(Sub),
     "metadata": np.zeros(3, np.dtype("f8", metadata={"unit": "m"})),
     "many dimensions": np.zeros([1] * 40),
+    "titles": np.zeros(
+        3, {"names": ["a", "b"], "formats": ["i4", "f8"], "titles": ["A", "B"]}
+    ),
+    "offsets": np.zeros(
+        3,
+        {
+            "names": ["a", "b"],
+            "formats": ["i4", ">f8"],
+            "offsets": [8, 16],
+            "itemsize": 32,
+        },
+    ),
+    "strings with a missing value": np.array(
+        ["a", None], np.dtypes.StringDType(na_object=None)
+    ),
+    "times without a unit": np.array([1, 2], "m8"),
+    "0-d struct": np.array((1, 2.0), [("a", "i4"), ("b", "f8")]),
+    "0-d times": np.array("2020-01-01", "M8[D]"),
+    "complex NaN": np.array([complex(np.nan, -0.0), complex(-np.inf, np.nan)]),
+    "signed zeros alone": np.full((4, 4), -0.0),
+    "no item": np.empty(0, "f4"),
+    "no length": np.zeros(3, "S0"),
+    "masked times": np.ma.masked_array(np.arange(3).astype("M8[s]"), [1, 0, 0]),
     "a list": [1, 2],
 }
 
@@ -701,6 +725,108 @@ def test_a_change_waits_no_longer_than_the_timeout(tmp_path):
         assert len(caught) == 1
 
 
+@pytest.mark.parametrize(
+    ("selection", "shape"),
+    [(0, (7,)), (slice(0, 2), (3, 5)), (..., (2, 20, 5)), ((0, 1), (2,)), (0, (1, 3))],
+)
+def test_what_numpy_would_not_assign_is_refused_and_not_cut(selection, shape, chest):
+    chest["x"] = np.zeros((20, 5))
+    with pytest.raises(ValueError, match="cannot be assigned to a part of shape"):
+        chest.zarr("x")[selection] = np.ones(shape)
+    assert (chest["x"] == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("selection", "shape"),
+    [
+        (0, (1, 5)),
+        (slice(0, 2), (5,)),
+        (..., (20, 1)),
+        ((0, 1), ()),
+        ((slice(None), 2), (1,)),
+    ],
+)
+def test_what_numpy_would_assign_is_assigned(selection, shape, chest):
+    value = np.zeros((20, 5))
+    chest["x"] = value
+    chest.zarr("x")[selection] = np.full(shape, 3.0)
+    value[selection] = np.full(shape, 3.0)
+    assert (chest["x"] == value).all()
+
+
+def test_a_shape_of_other_dimensions_is_refused_in_words(chest):
+    chest["x"] = np.zeros((20, 5))
+    with pytest.raises(ValueError, match="none of 2 dimensions"):
+        chest.zarr("x").resize((30,))
+    with pytest.raises(RuntimeError, match="no with block"):
+        chest.zarr("x").__exit__(None, None, None)
+
+
+def test_a_live_array_shows_what_it_can_and_what_became_of_it(chest):
+    chest["x"] = np.zeros((20, 5))
+    z = chest.zarr("x")
+    assert {"nchunks_initialized", "oindex", "append", "chunks"} <= {*dir(z)}
+    assert not z.read_only
+    assert chest.zarr("x", "r").read_only
+    with pytest.raises(ValueError, match="copy=False"):
+        np.array(z, copy=False)
+    assert repr(z) == "<LiveArray 'x' float64 (20, 5)>"
+    del chest["x"]
+    assert repr(z) == "<LiveArray 'x': KeyError>"
+    chest.close()
+    assert repr(z) == "<LiveArray 'x': ClosedError>"
+
+
+def test_dask_knows_a_live_array_that_was_changed_from_what_it_was(chest):
+    da = pytest.importorskip("dask.array")
+    chest["x"] = np.zeros(20)
+    z = chest.zarr("x")
+    names = [da.from_array(z).name for _ in range(2)]
+    z[0] = 1
+
+    assert names[0] == names[1] != da.from_array(z).name
+
+
+def test_what_zarr_still_writes_when_a_change_is_interrupted_is_waited_for(
+    chest, monkeypatch
+):
+    from chest.formats import zarr_
+
+    chest.set("x", np.zeros(40), chunks=(10,))
+    z = chest.zarr("x")
+    writing, may_write = threading.Event(), threading.Event()
+    write, end = zarr_._write, zarr_.FolderStore.end
+
+    def late(folder, name, data):
+        if name == "c.0":
+            writing.set()
+            assert may_write.wait(20)
+        return write(folder, name, data)
+
+    def ended(store):
+        may_write.set()
+        end(store)
+        assert {"c.0"} <= store.fresh
+
+    monkeypatch.setattr(zarr_, "_write", late)
+    monkeypatch.setattr(zarr_.FolderStore, "end", ended)
+    stores = []
+
+    def interrupted(array):
+        stores.append(array.store)
+        pool.submit(array.__setitem__, slice(0, 10), 1)
+        assert writing.wait(20)
+        raise KeyboardInterrupt
+
+    with ThreadPoolExecutor(1) as pool, pytest.raises(KeyboardInterrupt):
+        z.change(interrupted)
+
+    with pytest.raises(RuntimeError, match="is over"):
+        stores[0]._set("c.1", np.zeros(10))
+    assert len(folders(chest)) == 1
+    assert (chest["x"] == 0).all()
+
+
 def test_big_endian_and_fortran_stay_when_changed(chest):
     a = np.asfortranarray(np.arange(6.0).reshape(2, 3).astype(">f8"))
     chest["x"] = a
@@ -712,6 +838,57 @@ def test_big_endian_and_fortran_stay_when_changed(chest):
 
 
 # -- made and streamed ---------------------------------------------------------------------
+
+
+def test_an_array_of_no_dimensions_is_made_stored_and_found_by_others(chest):
+    z = chest.create("x", (), "f8")
+    z[...] = 6
+    chest.store("y", np.array(5, "i2"))
+
+    with Chest(chest.path) as other:
+        assert (other["x"], other["y"]) == (6, 5)
+        assert other["x"].shape == ()
+        assert type(other.entry("x").nbytes) is int
+
+
+def test_byte_order_and_memory_order_of_a_source_come_back(chest):
+    a = np.asfortranarray(np.arange(6.0).reshape(2, 3).astype(">f8"))
+    chest.store("x", a)
+    chest.create("y", np.int64(3), ">i2")[:] = 5
+
+    assert same(np.array(chest["x"], order="K"), a)
+    assert chest["y"].dtype == ">i2"
+    assert (chest["y"] == 5).all()
+
+
+def test_a_source_that_zarr_would_change_is_refused(chest, tmp_path):
+    with pytest.raises(errors.EncodingError, match="keeps no mask"):
+        chest.store("x", np.ma.masked_array([1, 2], [0, 1]))
+    aligned = np.dtype([("a", "i1"), ("b", "f8")], align=True)
+    with pytest.raises(errors.EncodingError, match="would pack"):
+        chest.store("x", np.zeros(3, aligned))
+    np.savez(tmp_path / "a.npz", a=np.ones(3))
+    with pytest.raises(errors.EncodingError, match="several arrays"):
+        chest.store("x", tmp_path / "a.npz")
+    (tmp_path / "a.txt").write_text("text")
+    with pytest.raises(errors.EncodingError, match=r"is no \.npy file"):
+        chest.store("x", tmp_path / "a.txt")
+    with pytest.raises(FileNotFoundError):
+        chest.store("x", tmp_path / "none.npy")
+    assert folders(chest) == []
+
+
+@pytest.mark.parametrize("source", [None, 3.5, {}.keys])
+def test_what_is_no_source_is_a_type_error_that_says_what_is(source, chest):
+    with pytest.raises(TypeError, match="a source is an array, blocks of one"):
+        chest.store("x", source)
+
+
+def test_store_takes_what_xarray_wraps(chest):
+    xr = pytest.importorskip("xarray")
+    da = pytest.importorskip("dask.array")
+    for a in (np.ones((3, 3)), da.ones((3, 3), chunks=2)):
+        assert chest.store("x", xr.DataArray(a), progress=False)[:].sum() == 9
 
 
 def test_create_makes_an_array_that_is_there_at_once(chest):
