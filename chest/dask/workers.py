@@ -25,7 +25,7 @@ from chest.memory import ROOM, SMALL, Slot, weigh
 from chest.packing import FEWEST_PACKED
 from chest.reprs import parse_bytes
 from chest.settings import DEFAULT_MEMORY, Settings
-from chest.sizing import SCALARS, nbytes
+from chest.sizing import nbytes
 
 if TYPE_CHECKING:
     from distributed.spill import SpilledSize
@@ -43,6 +43,7 @@ FULL = "Spill file on disk reached capacity; keeping data in memory"
 FAILED = "Spill to disk failed; keeping data in memory"
 GIVE_BACK_AFTER = 64 << 20  # bytes that left memory …
 GIVE_BACK_SHARE = 16  # … or this share of the budget, if that is less
+CUT = ("numpy", "pandas", "pyarrow")  # whose values are cut into views
 LEAST_COPIED = 1 << 20  # bytes that a part must keep in memory to be copied out of them
 LOOK_SHARE = 16  # of the process's limit comes in between two looks; no budget is less
 
@@ -190,7 +191,9 @@ class SpillChest(Chest):
         A part, as of the groups of a frame that is shuffled, keeps all that it is a part
         of in memory, which neither spilling it nor spilling the whole would free.
         """
-        if type(value) in SCALARS or (kept := nbytes(value)) < LEAST_COPIED:
+        if type(value).__module__.partition(".")[0] not in CUT:
+            return value  # what is pickled may be something else than it is
+        if (kept := nbytes(value)) < LEAST_COPIED:
             return value
         if 2 * self._sizeof(value) > kept:
             return value

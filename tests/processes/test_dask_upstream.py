@@ -35,7 +35,7 @@ if os.environ["DATA"] == "chest":
         def __init__(self, spill_directory, target, max_spill=False):
             most = None if max_spill is False else max_spill
             folder = os.path.dirname(spill_directory)
-            super().__init__(folder, target, most)
+            super().__init__(folder, target, most, policy="lru")
 
     distributed.spill.SpillBuffer = distributed.worker_memory.SpillBuffer = Buffer
 

@@ -296,26 +296,37 @@ def test_a_part_of_a_mapped_value_does_not_keep_the_map(make):
     assert (data["part"] == expected).all()
 
 
-def test_parts_of_frames_in_containers_are_parts_as_well(make):
+def test_a_part_of_a_frame_does_not_keep_the_rest(make):
     pd = pytest.importorskip("pandas")
     data = make(10_000 * KB)
     whole = pd.DataFrame({"a": array_of(4000 * KB), "b": "text"})
 
-    data["parts"] = {0: whole[:1000], 1: whole[1000:2000]}
+    data["part"] = whole[1000:2000]
 
-    assert data.memory_usage < 400 * KB
-    pd.testing.assert_frame_equal(data["parts"][1], whole[1000:2000])
+    assert data.memory_usage < 100 * KB
+    pd.testing.assert_frame_equal(data["part"], whole[1000:2000])
 
 
-def test_what_is_the_larger_part_or_cannot_be_pickled_stays_as_it_is(make):
+class Handle:
+    """It has much, and is something else when it is pickled."""
+
+    def __init__(self):
+        self.held = array_of(4000 * KB)
+
+    def __reduce__(self):
+        return list, ()
+
+
+def test_what_is_the_larger_part_or_no_part_stays_as_it_is(make):
     data = make(10_000 * KB)
-    whole = array_of(4000 * KB)
-    larger, unknown = whole[100_000:], [whole[:10], lambda: 1]
+    whole, handle = array_of(4000 * KB), Handle()
+    larger, objects = whole[100_000:], np.array([whole, lambda: 1], object)[:1]
 
-    data["larger"], data["unknown"] = larger, unknown
+    data["larger"], data["handle"], data["objects"] = larger, handle, objects
 
     assert data["larger"] is larger
-    assert data["unknown"] is unknown
+    assert data["handle"] is handle
+    assert data["objects"] is objects
 
 
 # -- evict ----------------------------------------------------------------------------
