@@ -7,10 +7,12 @@ Does not own: the workloads of `benchmarks.workloads`, which take no cluster.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import functools
 import logging
 import statistics
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,17 +26,12 @@ __all__ = ["main"]
 Figures = dict[str, float]
 
 
-def product(kind: str, folder: Path, limit: int) -> Figures:
-    """``x @ x.T`` at three times the memory limit of one worker.
-
-    Wide, so that moving blocks takes the time and not the products; blocks of a hundredth
-    of the limit, since a process has 40 % of a small limit before it has any data.
-    """
+@contextlib.contextmanager
+def one_worker(kind: str, folder: Path, limit: int) -> Iterator[Any]:
+    """A client of a cluster of one worker, a process of two threads."""
     import dask
-    import dask.array as da
-    from distributed import Client, LocalCluster, wait
+    from distributed import Client, LocalCluster
 
-    rows, columns = 2000, 3 * limit // 8 // 2000
     preload = ["chest.dask"] if kind == "chest" else []
     with (
         dask.config.set({"distributed.worker.memory.terminate": False}),
@@ -49,20 +46,66 @@ def product(kind: str, folder: Path, limit: int) -> Figures:
         ) as cluster,
         Client(cluster) as client,
     ):
+        yield client
+
+
+def sums(client: Any, timer: Timer) -> Figures:
+    """What it took, what the worker wrote and how often it was paused."""
+
+    def ask(dask_worker: Any) -> tuple[float, int]:
+        logs = [text for _, text in dask_worker.get_logs()]
+        paused = sum("Pausing worker" in text for text in logs)
+        return dask_worker.data.cumulative_metrics["disk-write", "bytes"], paused
+
+    ((written, paused),) = client.run(ask).values()
+    return {"time [s]": timer.seconds, "written [MB]": written / MB, "pauses": paused}
+
+
+def product(kind: str, folder: Path, limit: int) -> Figures:
+    """``x @ x.T`` at three times the memory limit of one worker.
+
+    Wide, so that moving blocks takes the time and not the products; blocks of a hundredth
+    of the limit, since a process has 40 % of a small limit before it has any data.
+    """
+    import dask.array as da
+    from distributed import wait
+
+    rows, columns = 2000, 3 * limit // 8 // 2000
+    with one_worker(kind, folder, limit) as client:
         rng = da.random.default_rng(1)
         with Timer() as timer:
             x = rng.random((rows, columns), chunks=(rows // 4, columns // 60)).persist()
             wait(x)
             (x @ x.T).sum().compute()
-
-        def sums(dask_worker: Any) -> tuple[float, int]:
-            logs = [text for _, text in dask_worker.get_logs()]
-            paused = sum("Pausing worker" in text for text in logs)
-            return dask_worker.data.cumulative_metrics["disk-write", "bytes"], paused
-
-        ((written, paused),) = client.run(sums).values()
         del x
-    return {"time [s]": timer.seconds, "written [MB]": written / MB, "pauses": paused}
+        return sums(client, timer)
+
+
+def shuffle(method: str, kind: str, folder: Path, limit: int) -> Figures:
+    """A frame of three times the memory limit of one worker by a column of numbers."""
+    import dask
+    import dask.dataframe as dd
+    import pandas as pd
+    from distributed import wait
+
+    parts = 120
+    rows = 3 * limit // 32 // parts
+
+    def make(number: int) -> Any:
+        rng = np.random.default_rng(number)
+        columns = {name: rng.random(rows) for name in "abc"}
+        return pd.DataFrame({"key": rng.integers(0, 10**7, rows), **columns})
+
+    with (
+        dask.config.set({"dataframe.shuffle.method": method}),
+        one_worker(kind, folder, limit) as client,
+    ):
+        with Timer() as timer:
+            frame = dd.from_map(make, range(parts), meta=make(0).iloc[:0]).persist()
+            wait(frame)
+            frame.shuffle("key").a.sum().compute()
+        del frame
+        return sums(client, timer)
 
 
 def get_spilled(kind: str, folder: Path, nbytes: int) -> Figures:
@@ -130,6 +173,20 @@ def _increment(x: int) -> int:
 # function, its size, its size for --quick, repetitions, rivals
 WORKLOADS: dict[str, tuple[Callable[[str, Path, int], Figures], int, int, int, str]] = {
     "product": (product, 400 * MB, 300 * MB, 3, "SpillBuffer"),
+    "shuffle_tasks": (
+        functools.partial(shuffle, "tasks"),
+        800 * MB,
+        800 * MB,
+        1,
+        "SpillBuffer",
+    ),
+    "shuffle_p2p": (
+        functools.partial(shuffle, "p2p"),
+        800 * MB,
+        800 * MB,
+        3,
+        "SpillBuffer",
+    ),
     "get_spilled": (get_spilled, 64 * MiB, 4 * MiB, 7, "SpillBuffer"),
     "second_run": (second_run, 1000, 50, 5, "plain"),
     "nothing_stored": (nothing_stored, 10_000, 100, 7, "plain"),

@@ -68,7 +68,7 @@ class Chest(Arrays, Atomic, Face):
     format : {"pickle", "data", "zarr"}
         How values are written. ``"data"`` never uses pickle and refuses what needs it;
         with ``"zarr"`` each array of numbers is a zarr array in a folder of its own.
-    policy : {"largest", "lru", "costly"} or Policy
+    policy : {"largest", "lru", "costly", "idle"} or Policy
         Who leaves memory first.
     pack : bool
         Many small values that are written at once go into one file; a lone one has its

@@ -7,6 +7,7 @@ the chest's lock around every call.
 
 from __future__ import annotations
 
+import heapq
 import itertools
 from typing import TYPE_CHECKING, Any, Final
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
     from chest import protocols
 
-__all__ = ["Costly", "Largest", "LeastRecent", "policy"]
+__all__ = ["Costly", "Idle", "Largest", "LeastRecent", "policy"]
 
 FEW: Final = 64  # slots that always go through the heap one by one
 SHARE: Final = 16  # … as do newcomers below 1/16 of what is already in order
@@ -198,10 +199,102 @@ class Costly(_Ordered):
         return slot.cost / max(slot.nbytes, 1)
 
 
-BY_NAME: Final[dict[str, type[_Ordered]]] = {
+class Idle:
+    """Bytes, times the uses of others since its own last one: the most goes first.
+
+    What is in use stays, however large it is, and so do small values that would free
+    little. Sizes within a power of two count as equal: among them the one not used for
+    longest is the candidate, so that few are looked at.
+
+    Examples
+    --------
+    >>> from dataclasses import dataclass
+    >>> @dataclass(eq=False)
+    ... class Slot:
+    ...     key: str
+    ...     nbytes: int
+    ...     tick: int
+    ...     cost: float = 0.0
+    ...     alive: bool = True
+    >>> order = Idle()
+    >>> for tick, (key, nbytes) in enumerate([("a", 40), ("b", 10), ("c", 70)]):
+    ...     order.add(Slot(key, nbytes, tick))
+    >>> [order.pop().key for _ in range(3)]
+    ['a', 'c', 'b']
+    """
+
+    def __init__(self) -> None:
+        # By the size's power of two, heaps of (tick when it was put there, number, slot).
+        self._classes: dict[int, list[tuple[int, int, protocols.Slot]]] = {}
+        self._numbers = itertools.count()  # no two entries are equal
+        self._count, self._prune_at = 0, PRUNE_FROM
+        self._now = 0  # the latest use that was seen
+        self._aside: list[protocols.Slot] = []
+
+    def add(self, slot: protocols.Slot) -> None:
+        """Offer *slot* as a victim from now on. O(log n)."""
+        aside, self._aside = self._aside, []
+        for each in (slot, *aside):
+            self._push(each)
+        if self._count > self._prune_at:
+            self._prune()
+
+    def pop(self) -> protocols.Slot | None:
+        """Take out the next victim; None when there is none left.
+
+        Amortised O(log n), and a look at one slot of each power of two.
+        """
+        firsts = [heap for heap in self._classes.values() if self._has_first(heap)]
+        if not firsts:
+            return None
+        heap = max(firsts, key=self._weight)
+        self._count -= 1
+        return heapq.heappop(heap)[2]
+
+    def put_back(self, slot: protocols.Slot) -> None:
+        """Take *slot* back, offering it again only after the next `add`."""
+        self._aside.append(slot)
+
+    def _push(self, slot: protocols.Slot) -> None:
+        heap = self._classes.setdefault(slot.nbytes.bit_length(), [])
+        heapq.heappush(heap, (slot.tick, next(self._numbers), slot))
+        self._count += 1
+        self._now = max(self._now, slot.tick)
+
+    def _has_first(self, heap: list[tuple[int, int, protocols.Slot]]) -> bool:
+        """Bring the slot not used for longest to the front, if there is one."""
+        while heap:
+            tick, number, slot = heap[0]
+            if not slot.alive:
+                heapq.heappop(heap)
+                self._count -= 1
+            elif slot.tick != tick:  # it was used since
+                heapq.heapreplace(heap, (slot.tick, number, slot))
+                self._now = max(self._now, slot.tick)
+            else:
+                return True
+        return False
+
+    def _weight(self, heap: list[tuple[int, int, protocols.Slot]]) -> tuple[int, int]:
+        """Bytes times age of the first of a heap; its age where that is equal."""
+        tick, _, slot = heap[0]
+        return slot.nbytes * (self._now - tick + 1), -tick
+
+    def _prune(self) -> None:
+        """Forget the dead."""
+        entries = [each for heap in self._classes.values() for each in heap]
+        self._classes, self._count = {}, 0
+        for _, _, slot in entries:
+            if slot.alive:
+                self._push(slot)
+        self._prune_at = max(PRUNE_FROM, 2 * self._count)
+
+
+BY_NAME: Final[dict[str, type[protocols.Policy]]] = {
     "largest": Largest,
     "lru": LeastRecent,
     "costly": Costly,
+    "idle": Idle,
 }
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import pickle
 import sys
 import time
 import weakref
@@ -24,6 +25,7 @@ from chest.memory import ROOM, SMALL, Slot, weigh
 from chest.packing import FEWEST_PACKED
 from chest.reprs import parse_bytes
 from chest.settings import DEFAULT_MEMORY, Settings
+from chest.sizing import nbytes
 
 if TYPE_CHECKING:
     from distributed.spill import SpilledSize
@@ -41,6 +43,8 @@ FULL = "Spill file on disk reached capacity; keeping data in memory"
 FAILED = "Spill to disk failed; keeping data in memory"
 GIVE_BACK_AFTER = 64 << 20  # bytes that left memory …
 GIVE_BACK_SHARE = 16  # … or this share of the budget, if that is less
+CUT = ("numpy", "pandas", "pyarrow")  # whose values are cut into views
+LEAST_COPIED = 1 << 20  # bytes that a part must keep in memory to be copied out of them
 LOOK_SHARE = 16  # of the process's limit comes in between two looks; no budget is less
 
 
@@ -60,8 +64,8 @@ class SpillChest(Chest):
         worker's ``memory_limit`` is what `SpillBuffer` takes.
     max_spill : int, float or str, optional
         Bytes of files; beyond them values stay in memory.
-    policy : {"largest", "lru", "costly"} or Policy
-        Who leaves memory first.
+    policy : {"idle", "largest", "lru", "costly"} or Policy
+        Who leaves memory first; by default what was not in use for long, for its size.
     mapped : {"copy", "r", False}
         Spilled arrays come back writable, on private pages; read-only; or read.
     process_memory : int, float or str, optional
@@ -108,15 +112,16 @@ class SpillChest(Chest):
         worker_local_directory: str | None = None,
         available_memory: float | str = DEFAULT_MEMORY,
         max_spill: float | str | None = None,
-        policy: Any = "largest",
+        policy: Any = "idle",
         mapped: str | bool = "copy",
         process_memory: float | str | None = None,
     ) -> None:
         from distributed.metrics import context_meter
+        from distributed.sizeof import safe_sizeof
         from distributed.spill import SpilledSize
 
         self._digest_metric = context_meter.digest_metric
-        self._size = SpilledSize
+        self._size, self._sizeof = SpilledSize, safe_sizeof
         self._max_spill = (
             None if max_spill is None else parse_bytes(max_spill, option="max_spill")
         )
@@ -169,6 +174,7 @@ class SpillChest(Chest):
         self._forget(key)
         self._reported.discard(key)
         self._refused.clear()
+        value = self._without_the_rest(value)
         self._setting = key
         try:
             super().__setitem__(key, value)
@@ -178,6 +184,28 @@ class SpillChest(Chest):
             self._refuse_or_report(key, self._refused.pop())
         slot = self._slots.get(key)
         self._note_arrival(slot.nbytes if slot else 0)
+
+    def _without_the_rest(self, value: Any) -> Any:
+        """A copy of what is the smaller part of something; anything else as it is.
+
+        A part, as of the groups of a frame that is shuffled, keeps all that it is a part
+        of in memory, which neither spilling it nor spilling the whole would free.
+        """
+        if type(value).__module__.partition(".")[0] not in CUT:
+            return value  # what is pickled may be something else than it is
+        if (kept := nbytes(value)) < LEAST_COPIED:
+            return value
+        if 2 * self._sizeof(value) > kept:
+            return value
+        buffers: list[pickle.PickleBuffer] = []
+        try:
+            stream = pickle.dumps(value, 5, buffer_callback=buffers.append)
+            raw = [each.raw() for each in buffers]
+            if 2 * (len(stream) + sum(each.nbytes for each in raw)) > kept:
+                return value
+            return pickle.loads(stream, buffers=[bytearray(each) for each in raw])
+        except Exception:  # noqa: BLE001 - spilling it will meet it again, and say so
+            return value
 
     def _refuse_or_report(self, key: Hashable, error: Exception) -> None:
         """Forget a value that cannot be spilled and is too large to stay, or log it."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import inspect
 import pickle
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, cast, overload
@@ -78,7 +79,8 @@ def map(
         Compute in so many processes. They are made anew: a script needs
         ``if __name__ == "__main__":``, as always with multiprocessing.
     executor : concurrent.futures.Executor or distributed.Client, optional
-        Compute there instead. Its processes must see the chest's folder.
+        Compute there instead. Its processes must see the chest's folder. Without it, and
+        without *processes*, a dask client that is running is used.
     progress : bool
         Show a progress bar.
 
@@ -138,6 +140,8 @@ def _computed(
     """Compute what is missing, a step for each."""
     if not missing:
         return
+    if executor is None and processes is None:
+        executor = _running_client()
     if executor is not None:
         if hasattr(executor, "get_executor"):  # a dask client
             executor = executor.get_executor(pure=False)
@@ -155,6 +159,20 @@ def _computed(
             with _naming(args):
                 function(*args)
             yield
+
+
+def _running_client() -> Any:
+    """The dask client that this process has, if there is one."""
+    distributed = sys.modules.get("distributed")
+    if distributed is None:
+        return None
+    # A task that waited for others of its own worker could wait for ever.
+    if hasattr(distributed.worker.thread_state, "execution_state"):
+        return None
+    try:
+        return distributed.default_client()
+    except ValueError:
+        return None
 
 
 def _submitted(

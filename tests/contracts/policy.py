@@ -11,6 +11,8 @@ from typing import Any, ClassVar
 
 from hypothesis import strategies as st
 
+from chest.eviction import Idle
+
 
 @dataclass(eq=False)
 class FakeSlot:
@@ -158,5 +160,8 @@ class PolicyContract:
 
 def footprint(order: Any) -> int:
     """How many slots it holds on to, alive or dead."""
-    places = [order._newcomers, order._run, order._heap or [], order._aside]
+    if isinstance(order, Idle):
+        places = [*order._classes.values(), order._aside]
+    else:
+        places = [order._newcomers, order._run, order._heap or [], order._aside]
     return sum(map(len, places))

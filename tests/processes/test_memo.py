@@ -241,6 +241,34 @@ def test_map_runs_on_a_dask_cluster(chest_dir):
     chest.memo.pipeline._function.cache_clear()
 
 
+def nested(i: int) -> tuple[bool, list[int]]:
+    """Whether it runs in a task, and what it maps there itself."""
+    import distributed
+
+    in_task = hasattr(distributed.worker.thread_state, "execution_state")
+    with Chest() as inner:
+        return in_task, list(chest.map(memoize(inner)(abs), [-i], progress=False))
+
+
+def test_map_goes_to_the_dask_client_that_is_running_but_not_from_its_tasks(chest_dir):
+    distributed = pytest.importorskip("distributed")
+    with Chest(chest_dir) as c:
+        f = memoize(c)(nested)
+        with (
+            distributed.LocalCluster(
+                n_workers=1,
+                threads_per_worker=1,
+                processes=False,
+                dashboard_address=":0",
+            ) as cluster,
+            distributed.Client(cluster),
+        ):
+            found = chest.map(f, range(2), progress=False)
+            assert list(found) == [(True, [0]), (True, [1])]
+        assert list(chest.map(f, [2], progress=False)) == [(False, [2])]
+    chest.memo.pipeline._function.cache_clear()
+
+
 def open_and_ask(path: str, barrier: Any, found: Any) -> None:
     with Chest(path) as c:
         f = memoize(c, version=1)(one_result)

@@ -278,6 +278,57 @@ def test_looking_at_slow_brings_nothing_to_memory(make):
     assert repr(data.slow) == "<1 values on disk>"
 
 
+# -- what a value keeps alive ---------------------------------------------------------
+
+
+def test_a_part_of_a_mapped_value_does_not_keep_the_map(make):
+    data = make(10_000 * KB)
+    data["x"] = array_of(4000 * KB)
+    data.evict()
+    part = data["x"][1000:2000]
+    expected = part.copy()
+
+    data["part"] = part
+    data.evict()
+
+    assert placed(data) == ({"part"}, {"x"})
+    assert data.memory_usage < 10 * KB
+    assert (data["part"] == expected).all()
+
+
+def test_a_part_of_a_frame_does_not_keep_the_rest(make):
+    pd = pytest.importorskip("pandas")
+    data = make(10_000 * KB)
+    whole = pd.DataFrame({"a": array_of(4000 * KB), "b": "text"})
+
+    data["part"] = whole[1000:2000]
+
+    assert data.memory_usage < 100 * KB
+    pd.testing.assert_frame_equal(data["part"], whole[1000:2000])
+
+
+class Handle:
+    """It has much, and is something else when it is pickled."""
+
+    def __init__(self):
+        self.held = array_of(4000 * KB)
+
+    def __reduce__(self):
+        return list, ()
+
+
+def test_what_is_the_larger_part_or_no_part_stays_as_it_is(make):
+    data = make(10_000 * KB)
+    whole, handle = array_of(4000 * KB), Handle()
+    larger, objects = whole[100_000:], np.array([whole, lambda: 1], object)[:1]
+
+    data["larger"], data["handle"], data["objects"] = larger, handle, objects
+
+    assert data["larger"] is larger
+    assert data["handle"] is handle
+    assert data["objects"] is objects
+
+
 # -- evict ----------------------------------------------------------------------------
 
 
@@ -353,7 +404,7 @@ def test_a_small_value_that_cannot_be_pickled_stays_and_is_logged_once(make, cap
 
 
 def test_a_small_value_that_cannot_be_pickled_may_be_the_one_that_is_set(make, caplog):
-    data = make(100 * KB)
+    data = make(100 * KB, policy="largest")
     data["x"] = array_of(50 * KB)
 
     data["bad"] = Bad(60 * KB)

@@ -46,6 +46,58 @@ class TestLeastRecent(PolicyContract):
         self.check_against_a_sorted_list(steps)
 
 
+class TestIdle(PolicyContract):
+    make = eviction.Idle
+
+    def filled(self, slots: list[FakeSlot]) -> eviction.Idle:
+        """Remember when it is: the latest use, also of a slot that died."""
+        self.now = max(slot.tick for slot in slots)
+        return super().filled(slots)
+
+    def expected(self, slots: list[FakeSlot]) -> list[FakeSlot]:
+        """Of each power of two the least recent; of these the most bytes times age."""
+        left = list(slots)
+        now = max(self.now, *(slot.tick for slot in slots))
+        order = []
+        while left:
+            firsts: dict[int, FakeSlot] = {}
+            for slot in sorted(left, key=lambda slot: slot.tick):
+                firsts.setdefault(slot.nbytes.bit_length(), slot)
+            order.append(
+                max(
+                    firsts.values(),
+                    key=lambda slot: (slot.nbytes * (now - slot.tick + 1), -slot.tick),
+                )
+            )
+            left.remove(order[-1])
+        return order
+
+    def test_a_hit_between_two_pops_counts(self) -> None:
+        slots = [FakeSlot(i, nbytes=100, tick=i) for i in range(100)]
+        order = self.filled(slots)
+        gone = [order.pop() for _ in range(5)]
+        for tick, slot in enumerate(slots[5::2], start=1000):
+            slot.tick = tick
+        assert [*gone, *drain(order)] == [*slots[:5], *slots[6::2], *slots[5::2]]
+
+    def test_a_large_one_in_use_stays_until_others_were_not_used_for_long(self) -> None:
+        large = FakeSlot(0, nbytes=1000, tick=0)
+        small = [FakeSlot(i, nbytes=100, tick=i) for i in range(1, 30)]
+        order = self.filled([large, *small])
+        large.tick = 30
+        order.add(FakeSlot(99, nbytes=1, tick=31))
+
+        left = [order.pop() for _ in range(10)]
+
+        assert left == small[:10]
+
+    def test_among_those_not_in_use_the_large_one_goes_first(self) -> None:
+        small, large = FakeSlot(0, nbytes=100, tick=0), FakeSlot(1, nbytes=1000, tick=1)
+        order = self.filled([small, large, FakeSlot(2, nbytes=1, tick=9)])
+
+        assert [slot.key for slot in drain(order)] == [1, 0, 2]
+
+
 class TestCostly(PolicyContract):
     make = eviction.Costly
 
