@@ -10,8 +10,9 @@ a dict, where None stands for a key that is gone.
 from __future__ import annotations
 
 import heapq
+from collections import deque
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from itertools import count, repeat
+from itertools import count, filterfalse, islice, repeat
 from typing import Any
 
 from chest import errors
@@ -25,6 +26,7 @@ __all__ = ["LOST", "AnyEntry", "Index", "same", "unchanged"]
 
 MISSING: Any = object()
 MOST_DEADLINES = 1024  # more than twice the keys; those that hold no more are dropped
+MOST_NEWEST = 4096  # keys born last that are known at once
 MOST_NOTED = 1 << 16  # keys more than there are; whoever reads the journal starts anew
 LOST = (Damaged, errors.CorruptChestError)  # of a checkpoint, or of a pack it refers to
 
@@ -139,6 +141,9 @@ class Index:
         self.hidden: set[int] = set()
         self._count = 0  # of live keys, where there is a base
         self._in_order = True
+        # Keys born last and their births, in order; some may be gone. Empty: not known.
+        self._newest: deque[tuple[Hashable, int]] = deque(maxlen=MOST_NEWEST)
+        self._looked = 8  # keys that were looked for at once
         # The key last asked of the base, its row, its entry: who reads a value, or
         # deletes it, asks several times, and what the base says never changes.
         self._latest: tuple[Any, int, AnyEntry | None] = (MISSING, -1, None)
@@ -168,14 +173,38 @@ class Index:
         return self.entries
 
     def last(self) -> Any:
-        """The key that was born last; there must be one."""
-        if self.base is not None:
-            fresh = next(reversed(self.entries), None)
-            if self._in_order and fresh is not None:
-                entry = self.entries[fresh]
-                if entry is not None and entry.birth > self.base.last_birth:
-                    return fresh
-        return next(reversed(self.ordered()))
+        """The key that was born last; there must be one. O(1) on average."""
+        while True:
+            while self._newest:
+                key, birth = self._newest[-1]
+                entry = self.get(key)
+                if entry is not None and entry.birth == birth:
+                    return key
+                self._newest.pop()  # it went since
+            # Some more each time: a look at the end of a dict passes all that went there.
+            self._looked = min(2 * self._looked, MOST_NEWEST)
+            self._newest.extend(self._born_last(self._looked))
+
+    def _born_last(self, count: int) -> list[tuple[Hashable, int]]:
+        """Some of the keys that were born last, and their births, in order."""
+        base = self.base
+        if base is None:
+            some = [*islice(reversed(self.ordered().items()), count)]
+            return [(key, entry.birth) for key, entry in reversed(some)]
+        live = (pair for pair in self.entries.items() if pair[1] is not None)
+        some = heapq.nlargest(count, live, key=_order)
+        try:
+            rows = range(len(base) - 1, -1, -1)
+            for row in islice(filterfalse(self.hidden.__contains__, rows), count):
+                key = base.key(row)
+                if key not in self.entries:
+                    some.append((key, base.entry(row)))
+        except LOST:
+            self.lose_base()
+            return self._born_last(count)
+        # Not all of them: further down there may be others in between.
+        some = sorted(some, key=_order)[-count:]
+        return [(key, entry.birth) for key, entry in some]
 
     def next_birth(self) -> int:
         """A birth number higher than every one seen."""
@@ -308,6 +337,7 @@ class Index:
             self._count += len(named)
             self.last_birth = births[-1]
             self.birth = max(self.birth, births[-1])
+            self._newest.clear()
             return
         for place, key in enumerate(named):
             if place in dead:
@@ -449,8 +479,12 @@ class Index:
         if birth >= self.last_birth:
             self.last_birth = birth
             self.birth = max(self.birth, birth)
+            if self._newest and not kept:
+                self._newest.append((key, birth))
         elif not kept:
             self._in_order = False
+            self._newest.clear()
+            self._looked = 8
         self.entries[key] = entry
 
     def _remove(self, key: Hashable, old: AnyEntry | None) -> None:
@@ -484,6 +518,9 @@ class _Row(int):
 
 
 def _by_birth(entries: dict[Hashable, AnyEntry]) -> dict[Hashable, AnyEntry]:
-    return dict(
-        sorted(entries.items(), key=lambda item: (item[1].birth, item[1].generation))
-    )
+    return dict(sorted(entries.items(), key=_order))
+
+
+def _order(item: tuple[Hashable, AnyEntry]) -> tuple[int, int]:
+    """What keys are sorted by."""
+    return item[1].birth, item[1].generation

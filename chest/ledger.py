@@ -279,21 +279,31 @@ class Ledger:
         return sorted(births, key=births.__getitem__)
 
     def _last(self) -> Any:
-        """The key that came last. Lock held; O(1) unless births came out of order."""
-        fresh = next(reversed(self._fresh), None)
-        if fresh is not None and self._fresh[fresh] > self._manifest.index.last_birth:
+        """The key that came last. Lock held; O(1) on average."""
+        births, index = self._fresh, self._manifest.index
+        fresh = next(reversed(births)) if births else None
+        if births and births[fresh] > index.last_birth:
             return fresh
-        if not len(self._manifest.index) + len(self._fresh):
+        if len(index):
+            last = index.last()
+            entry = index.get(last)
+            if not births or (entry and births[fresh] < entry.birth):
+                return last
+        elif not births:
             msg = "popitem(): the chest is empty"
             raise KeyError(msg)
-        if not self._fresh:
-            return self._manifest.index.last()
-        return self._ordered()[-1]
+        return fresh
 
     def _forget_fresh(self, key: Hashable) -> None:
         """*key* is published, or gone. Lock held."""
-        if self._fresh.pop(key, None) is not None:
-            self._manifest.index.note([key])
+        fresh = self._fresh
+        if key not in fresh:
+            return
+        if next(reversed(fresh)) == key:
+            fresh.popitem()  # `del` leaves a gap, which each look at the end would pass
+        else:
+            del fresh[key]
+        self._manifest.index.note([key])
 
     def _check_open(self) -> None:
         if self._closed:

@@ -168,8 +168,9 @@ class Packing(Ledger):
                 key = slot.key
                 slot.entry, slot.dirty = find(key), False
                 slot.inherited = False
-                if key in fresh:
-                    del fresh[key]
+                fresh.pop(key, None)
+            if not fresh:
+                fresh.clear()  # of the room that all of them took
         self._spill.delete(replaced)
         self._written_more()
         return again

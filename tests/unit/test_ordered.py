@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import random
+import sys
 from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from chest import Chest, Ordered, errors, expiry, index, manifest, rewrite
+from chest import Chest, Ordered, base, errors, expiry, index, manifest, rewrite
 
 
 @pytest.fixture
@@ -31,6 +32,38 @@ def agrees(o: Ordered, model: OrderedDict[object, object]) -> None:
     assert o.keys()[:] == wanted
     assert list(reversed(o)) == wanted[::-1]
     assert [o.index(key) for key in wanted] == list(range(len(wanted)))
+
+
+def test_a_look_walks_neither_all_changes_nor_all_keys(two) -> None:
+    class Walked(list[object]):
+        def __iter__(self) -> Iterator[object]:
+            raise AssertionError
+
+    o, _ = two
+    index = o.chest._manifest.index
+    o.chest.set_many({number: number for number in range(1000)})
+    # A dict keeps the room of what was deleted, and whoever looks at an end passes it.
+    assert sys.getsizeof(o.chest._fresh) < 1000
+    assert o.first() == 0
+    o._places._journal = index.journal = Walked(index.journal)
+    for number in range(100):
+        assert o.popitem(last=False) == (number, number)
+    assert len(o.keys()[:]) == 900
+
+
+def test_popitem_of_a_chest_does_not_list_all_keys(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rewrite, "CHECKPOINT_FROM", 20)
+    with Chest(tmp_path / "c") as c:
+        c.set_many({number: number for number in range(500)})
+    with Chest(tmp_path / "c") as c:
+        assert c._manifest.index.base is not None
+        c.set_many({500: 500, 501: 501})
+        c[502] = 502
+        monkeypatch.setattr(base.Base, "keys", None)
+        monkeypatch.setattr(Chest, "_ordered", None)
+        assert [c.popitem()[0] for _ in range(303)] == [*range(502, 199, -1)]
 
 
 class TestPositions:
@@ -304,7 +337,7 @@ def test_any_moves_leave_what_an_ordereddict_has(
     luck, model = random.Random(seed), OrderedDict[object, object]()
     both = [Ordered(Chest(tmp_path / "c", publish="each")) for _ in range(2)]
     steps = ["set"] * 6 + ["del", "move", "move", "front", "pop", "popitem"]
-    steps += ["flush", "compact", "reopen", "many", "look", "look", "clear"]
+    steps += ["flush", "compact", "reopen", "many", "look", "look", "clear", "last"]
     for turn in range(250):
         at = luck.randrange(2)
         o, step, key = both[at], luck.choice(steps), luck.randrange(60)
@@ -330,6 +363,9 @@ def test_any_moves_leave_what_an_ordereddict_has(
                 del o[known], model[known]
             elif step == "pop":
                 assert o.pop(known) == model.pop(known)
+            elif step == "last":
+                for _ in range(luck.randrange(min(len(model), 30))):
+                    assert o.chest.popitem() == model.popitem()
             elif step == "popitem":
                 end = luck.random() < 0.5
                 assert o.popitem(end) == model.popitem(end)
