@@ -32,7 +32,6 @@ from chest.settings import Settings, absolute
 __all__ = ["Changed", "Ledger", "Publishing", "generation"]
 
 
-MISSING: Any = object()
 
 
 class Ledger:

@@ -17,7 +17,7 @@ import itertools
 import logging
 import os
 import secrets
-from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from typing import NamedTuple
 
@@ -114,7 +114,7 @@ class SpillTier(ReadTier):
         self._wanted_name = wanted_name
         self._fallback = fallback
         self._compressed = form_of(compression)
-        self._file_ids = _file_ids()
+        self._file_number = _file_numbers()
         self._left: set[str] = set()  # replaced folders that somebody reads
 
     def exclusive(self) -> AbstractContextManager[None]:
@@ -132,7 +132,7 @@ class SpillTier(ReadTier):
 
     def new_file_id(self) -> str:
         """A name that no other file of any chest carries."""
-        return next(self._file_ids)
+        return f"{self._file_number() & (2**64 - 1):016x}"
 
     # -- write -------------------------------------------------------------------------
 
@@ -445,7 +445,7 @@ class SpillTier(ReadTier):
         self.manifest.after_fork()
         self._left = set()
         self.spares()  # the parent's to remove
-        self._file_ids = _file_ids()
+        self._file_number = _file_numbers()
 
     # -- steps -------------------------------------------------------------------------
 
@@ -457,7 +457,7 @@ class SpillTier(ReadTier):
             return error
 
     def _encode(self, job: Job, draft: Draft) -> Written:
-        file_id = next(self._file_ids)
+        file_id = self.new_file_id()
         form, receipt = self._dump(job, draft, file_id)
         draft.finish(sync=self.manifest.sync)
         entry = Entry(
@@ -541,7 +541,7 @@ class SpillTier(ReadTier):
         return name
 
 
-def _file_ids() -> Iterator[str]:
-    """Names that no other file of any chest carries, 16 hexadecimal digits each."""
-    start = secrets.randbits(64)
-    return (f"{(start + n) & (2**64 - 1):016x}" for n in itertools.count())
+def _file_numbers() -> Callable[[], int]:
+    """Gives numbers that no other process gives, one after the other."""
+    # No generator: that refuses a thread while it runs for another.
+    return itertools.count(secrets.randbits(64)).__next__

@@ -206,6 +206,14 @@ def test_dropping_tells_the_others(
     assert not caplog.text, "there was nothing that could not be written"
 
 
+def test_what_another_deleted_cannot_be_moved_to_disk(filled: Path) -> None:
+    with Chest(filled) as c, Chest(filled) as other:
+        assert c["a"] == [1]
+        del other["a"]
+        with pytest.raises(KeyError):
+            c.move_to_disk("a")
+
+
 def test_dropping_closes_before_the_folder_goes(
     filled: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

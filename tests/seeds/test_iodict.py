@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import chest.seeds as iodict
-from chest import Chest, Ordered
+from chest import Chest, Ordered, errors
 from tests.seeds.helpers import killed_while_writing
 
 LISTED = """
@@ -296,9 +296,6 @@ def take_all(path: str, results) -> None:
     results.put(taken)
 
 
-@pytest.mark.skipif(
-    not hasattr(iodict, "FlushQueue"), reason="chest.queues is not there yet"
-)
 def test_the_documents_programs_with_queues_run(tmp_path: Path):
     q = iodict.DurableQueue(path=tmp_path / "durable")
     q.put("test")
@@ -321,3 +318,40 @@ def test_the_documents_programs_with_queues_run(tmp_path: Path):
     sizes.append(q.qsize())
 
     assert (sizes, q.get()) == ([1, 0, 1], "test")
+
+
+def put(path: str) -> None:
+    with iodict.DurableQueue(path) as q:
+        q.put("theirs")
+
+
+def test_a_queue_is_a_whole_one_for_all_processes(chest_dir: Path) -> None:
+    """D10: it had no size, and knew nothing of what others put."""
+    context = multiprocessing.get_context("fork")
+    with iodict.DurableQueue(chest_dir, maxsize=1) as q:
+        child = context.Process(target=put, args=(str(chest_dir),))
+        child.start()
+        assert q.get(timeout=60) == "theirs"
+        child.join()
+        child.close()
+        q.put("mine")
+        assert q.full()
+        with pytest.raises(queue.Full):
+            q.put_nowait("more")
+        assert q.get() == "mine"
+        q.task_done()
+        q.task_done()
+        q.join()
+
+
+def test_saving_a_queue_swallows_no_error(chest_dir: Path) -> None:
+    """D10."""
+
+    class Saved(queue.Queue, iodict.FlushQueue):
+        path = str(chest_dir)
+
+    q = Saved()
+    q.put(threading.Lock())
+    with pytest.raises(errors.EncodingError):
+        q.flush()
+    assert q.qsize() == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -213,3 +214,22 @@ def test_names_that_lead_out_are_refused(chest_dir: Path, name: str) -> None:
         put(made, "x", 1)
     assert files(chest_dir) == set()
     made.close()
+
+
+def test_an_id_can_be_had_while_another_thread_is_given_one(tier: SpillTier) -> None:
+    """They came from a generator, which raised while it ran for another thread."""
+    found: list[str] = []
+
+    def meanwhile(frame: object, event: str, argument: object) -> None:
+        if event == "call":  # in the middle, wherever another thread may come in
+            sys.setprofile(None)
+            found.append(tier.new_file_id())
+            sys.setprofile(meanwhile)
+
+    sys.setprofile(meanwhile)
+    try:
+        found.append(tier.new_file_id())
+    finally:
+        sys.setprofile(None)
+    assert len({*found}) == len(found) > 1
+    assert {len(each) for each in found} == {16}
