@@ -32,8 +32,6 @@ from chest.settings import Settings, absolute
 __all__ = ["Changed", "Ledger", "Publishing", "generation"]
 
 
-
-
 class Ledger:
     """The keys of one chest: those in the manifest and those only in memory."""
 
