@@ -18,7 +18,7 @@ import msgspec
 import xxhash
 
 from chest import errors, keys, system
-from chest.checkpoint import Checkpoint, Damaged, lines
+from chest.checkpoint import GROUP_BITS, Checkpoint, Damaged, lines
 from chest.folder import Folder
 from chest.packs import Batch, Packed, Packs
 from chest.protocols import Buffer
@@ -33,14 +33,15 @@ INDEX = ".index"  # the checkpoint's file
 AnyEntry = Entry | Packed
 
 PACKED = 1 << 63  # a place with this bit is a batch and a place in it
+PACKED_HIGH = PACKED >> 32  # … in the upper half of it
 LOW = (1 << 32) - 1
 LENGTH = 4  # bytes before each record in the heap
 PICKLED = b'"pickle"'  # in the text of a key that is pickled, or holds one
 ABSENT: tuple[int, None] = (-1, None)
+NOWHERE: tuple[int, None, int] = (-1, None, 0)
 
 _digest = xxhash.xxh3_64_intdigest
 _canonical = keys.canonical
-_line = keys.line
 _encode = msgspec.json.Encoder().encode
 _decode_entry = msgspec.json.Decoder(Entry).decode
 _decode_any = msgspec.json.Decoder().decode
@@ -124,44 +125,70 @@ class Base:
 
     def find(self, key: Hashable) -> tuple[int, AnyEntry | None]:
         """The row of *key* and its entry; -1 and None when there is none."""
-        if type(key) is not str:
-            return self._find_other(key)
-        text = _line(key)
-        table = self._table
-        for row in table.find(_digest(text)):
-            place = table.place(row)
-            if place & PACKED:
-                batch = self.batches[(place ^ PACKED) >> 32]
-                if batch.has(place & LOW, text):
-                    return row, Packed(batch, place & LOW)
-            else:
-                entry = self._record(place)
-                if _encode(entry.text) == text:
-                    return row, entry
-        return ABSENT
+        row, batch, place = self._seek(key)
+        if batch is not None:
+            return row, Packed(batch, place)
+        return (row, self._record(place)) if row >= 0 else ABSENT
 
-    def _find_other(self, key: Hashable) -> tuple[int, AnyEntry | None]:
-        """`find` for a key that is no str: what is equal may have another text."""
+    def has(self, key: Hashable) -> bool:
+        """Whether *key* has a row."""
+        return self._seek(key)[0] >= 0
+
+    def _seek(self, key: Hashable) -> tuple[int, Batch | None, int]:
+        """The row of *key*, and where its value is: `_where`; the row is -1: nowhere."""
+        if type(key) is not str:
+            return self._seek_other(key)
+        try:
+            text = _encode(key)
+        except UnicodeEncodeError:  # lone surrogates
+            text = keys.line(key)
+        # Every look-up that memory cannot answer comes through here, so what `_where`
+        # and `Batch.has` do is done here, for a third less.
+        digest, table = _digest(text), self._table
+        at = table.first(digest)
+        while at >= 0:
+            row = table.ordinals[at]
+            if not table.placed[row >> GROUP_BITS]:
+                table.prove_places(row >> GROUP_BITS)
+            high, place = table.place_words[2 * row + 1], table.place_words[2 * row]
+            if high & PACKED_HIGH:
+                batch = self.batches[high ^ PACKED_HIGH]
+                if batch.has(place, text):
+                    return row, batch, place
+            elif _encode(self._record(high << 32 | place).text) == text:
+                return row, None, high << 32 | place
+            at = table.first(digest, at + 1)
+        return NOWHERE
+
+    def _seek_other(self, key: Hashable) -> tuple[int, Batch | None, int]:
+        """`_seek` for a key that is no str: what is equal may have another text."""
         for row in self._table.find(_digest(_canonical(key))):
             if self.key(row) == key:
-                return row, self.entry(row)
+                return (row, *self._where(row))
         row = self._aside.get(key, -1) if self._aside else -1
-        return (row, self.entry(row)) if row >= 0 else ABSENT
+        return (row, *self._where(row)) if row >= 0 else NOWHERE
+
+    def _where(self, row: int) -> tuple[Batch | None, int]:
+        """A row's batch and the place in it; or None and where its record lies."""
+        table = self._table
+        if not table.placed[row >> GROUP_BITS]:
+            table.prove_places(row >> GROUP_BITS)
+        low, high = table.place_words[2 * row], table.place_words[2 * row + 1]
+        if high & PACKED_HIGH:
+            return self.batches[high ^ PACKED_HIGH], low
+        return None, high << 32 | low
 
     def entry(self, row: int) -> AnyEntry:
         """The entry of a row."""
-        place = self._table.place(row)
-        if place & PACKED:
-            return Packed(self.batches[(place ^ PACKED) >> 32], place & LOW)
-        return self._record(place)
+        batch, place = self._where(row)
+        return self._record(place) if batch is None else Packed(batch, place)
 
     def key(self, row: int) -> Any:
         """The key of a row."""
-        place = self._table.place(row)
-        if place & PACKED:
-            text = self.batches[(place ^ PACKED) >> 32].text(place & LOW)
-            return keys.decode(_decode_any(text), self._load_key)
-        return keys.decode(self._record(place).text, self._load_key)
+        batch, place = self._where(row)
+        if batch is None:
+            return keys.decode(self._record(place).text, self._load_key)
+        return keys.decode(_decode_any(batch.text(place)), self._load_key)
 
     def birth(self, row: int) -> int:
         """The birth of a row."""

@@ -373,7 +373,7 @@ class Chest(Arrays, Atomic, Face):
         """Whether *key* is there; O(1), nothing is read."""
         if self._word[1] != self._seen:
             self.refresh()
-        return key in self._slots or self._manifest.index.get(key) is not None
+        return key in self._values or self._manifest.index.has(key)
 
     def popitem(self) -> tuple[Any, Any]:
         """Remove the key that came last, and return it with its value."""

@@ -267,13 +267,13 @@ class Engine(Packing):
         """The value of a key that is not in memory."""
         entry = self._manifest.index.get(key)
         if entry is None:
-            hash(key)
             # It may have come into memory since the caller looked.
-            try:
-                return self._values[key]
-            except KeyError:
-                raise KeyError(key) from None
-        self._report_miss(key, entry)
+            value = self._values.get(key, MISSING)
+            if value is MISSING:
+                raise KeyError(key)
+            return value
+        if self._settings.on_miss is not nothing:
+            self._settings.on_miss(key)
         if type(entry) is Packed:
             # Replaced or moved between the look and the read: `_read` looks again.
             try:

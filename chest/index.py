@@ -66,6 +66,8 @@ class Index:
     ----------
     get : callable
         key → its live entry as far as the log was read, or None. O(1).
+    has : callable
+        key → whether it has one, for less.
     last_birth : int
         The highest birth of an entry here.
     records : int
@@ -105,13 +107,14 @@ class Index:
         self._deadlines: list[tuple[float, int, Any]]
         self._order = count()
         self.get: Callable[[Hashable], AnyEntry | None]
+        self.has: Callable[[Hashable], bool]
         self._rebuild = rebuild
         self.journal: list[Hashable] | None
         self._clear()
         if base is None:
             return
         self.base = base
-        self.get = self._get_both
+        self.get, self.has = self._get_both, self._has_both
         self.last_birth = base.last_birth
         self.records = self.noted = base.about.records
         self.file_nbytes = base.about.file_nbytes
@@ -127,8 +130,7 @@ class Index:
         self.due = about.deadlines[0] if about.deadlines else NEVER
 
     def _clear(self) -> None:
-        self.entries: dict[Hashable, Any] = {}
-        self.get = self.entries.get
+        self._replace({})
         self.base = None
         self.last_birth = self.file_nbytes = 0
         self.batches, self.inline = [], {}
@@ -416,6 +418,18 @@ class Index:
         self._latest = key, row, entry
         return entry
 
+    def _has_both(self, key: Hashable) -> bool:
+        entry: AnyEntry | None = self.entries.get(key, MISSING)
+        if entry is not MISSING:
+            return entry is not None
+        base = self.base
+        assert base is not None
+        try:
+            return base.has(key)
+        except LOST:
+            self.lose_base()
+            return self.has(key)
+
     def _row(self, key: Hashable) -> int:
         """The row of the base that still speaks for *key*; -1 when none does."""
         if self.base is None:
@@ -455,7 +469,7 @@ class Index:
         self.__dict__.update(fresh.__dict__)
         self.birth = birth
         if self.base is None:
-            self.get = self.entries.get
+            self._replace(self.entries)
 
     # -- steps -------------------------------------------------------------------------
 
@@ -509,8 +523,8 @@ class Index:
             self.file_nbytes -= old.size
 
     def _replace(self, entries: dict[Hashable, AnyEntry]) -> None:
-        self.entries = entries
-        self.get = entries.get
+        self.entries: dict[Hashable, Any] = entries
+        self.get, self.has = entries.get, entries.__contains__
 
 
 class _Row(int):

@@ -135,7 +135,9 @@ class Batch:
         "_columns",
         "_count",
         "_fetch",
+        "_key_ends",
         "_keys_at",
+        "_start",
         "dead",
         "gone",
         "name",
@@ -152,7 +154,8 @@ class Batch:
         self.name = record.name
         self.dead = 0
         self.gone: bytearray | bytes = b""
-        self._count = record.count
+        self._count, self._key_ends = record.count, 3 * record.count
+        self._start = record.start
         self._keys_at = (24 if record.rewritten else 16) * record.count
         self._fetch = fetch
         self._block = b""
@@ -218,18 +221,17 @@ class Batch:
     def where(self, place: int) -> tuple[int, int, int]:
         """(offset in the pack, size, check) of the value at *place*."""
         ends = self._columns or self._table()
-        first = ends[place - 1] if place else 0
-        check = ends[self._count + place]
-        return self.record.start + first, ends[place] - first, check
+        first, end = ends[place - 1] if place else 0, ends[place]
+        return self._start + first, end - first, ends[self._count + place]
 
     def has(self, place: int, text: bytes) -> bool:
         """Whether *text*, the JSON text of a str, is that of the key at *place*."""
         ends = self._columns or self._table()
         first = self._keys_at
         if place:
-            first += ends[3 * self._count + place - 1]
+            first += ends[self._key_ends + place - 1]
         # Where the other text ends need not be asked: no JSON text of a str begins another.
-        return self._block[first : first + len(text)] == text
+        return self._block.startswith(text, first)
 
     def text(self, place: int) -> bytes:
         """The JSON text of the key at *place*."""
