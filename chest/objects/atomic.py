@@ -579,8 +579,7 @@ class ObjectAtomic(ObjectEngine):
         memory, weight = self._memory, weigh(job.value)
         with self.lock:
             known = self._slots.get(job.key)
-            birth = known.birth if known else self._births()
-            slot = memory.put(job.key, job.value, birth, *weight, known)
+            slot = memory.put(job.key, job.value, *weight, known)
             slot.options = (job.format, job.mapped)
             slot.dirty, slot.entry, slot.cost = False, entry, entry.cost
             if slot.nbytes > memory.budget:

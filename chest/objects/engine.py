@@ -65,8 +65,7 @@ class ObjectEngine(ObjectLedger):
         with self.lock:
             self._check_open()
             known = self._slots.get(key)
-            birth = known.birth if known else self._births()
-            slot = self._memory.put(key, value, birth, *weight, known, options)
+            slot = self._memory.put(key, value, *weight, known, options)
         if self._memory.used > self._memory.budget:
             if slot.nbytes > self._memory.budget:
                 self._evict([slot])  # it is not kept, so nobody has to leave for it
@@ -279,8 +278,7 @@ class ObjectEngine(ObjectLedger):
             known = self._slots.get(key)
             if known is not None and known.dirty:
                 return self._values[key]  # set by another thread meanwhile
-            birth = known.birth if known else self._births()
-            slot = memory.put(key, value, birth, *weight, known)
+            slot = memory.put(key, value, *weight, known)
             slot.dirty, slot.entry = False, entry
             slot.options = (entry.format, entry.mapped)
             slot.cost = entry.cost

@@ -6,7 +6,6 @@ locks, which way a handle may be used. Does not own: how values move (`engine`).
 
 from __future__ import annotations
 
-import itertools
 import logging
 import os
 import threading
@@ -72,7 +71,6 @@ class ObjectLedger:
         self.path = self._store.address
         self._memory = MemoryTier(options.budget, make_policy(options.policy))
         self._slots, self._values = self._memory.slots, self._memory.values
-        self._births = itertools.count(1).__next__
         self._expiring = False  # whether a value here may have a deadline
         self._deadlines: dict[str, tuple[str, float | None]] = {}  # name → etag, end
         self._spills = self._written = self._loaded = 0
