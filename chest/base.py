@@ -143,7 +143,7 @@ class Base:
         except UnicodeEncodeError:  # lone surrogates
             text = keys.line(key)
         # Every look-up that memory cannot answer comes through here, so what `_where`
-        # and `Batch.has` do is done here, for a third less.
+        # does is done without the call.
         digest, table = _digest(text), self._table
         at = table.first(digest)
         while at >= 0:

@@ -145,7 +145,10 @@ class Engine(Packing):
             The slots that could not be written, and why. They stay, dirty.
         """
         failed: list[tuple[Slot, Exception]] = []
-        slots = self._pack_out(slots, failed, keep=keep)
+        changed = [slot for slot in slots if slot.dirty or not slot.fixed]
+        if not keep and len(changed) < len(slots):
+            self._drop_clean([slot for slot in slots if slot.fixed])
+        slots = self._pack_out(changed, failed, keep=keep)
         for start in range(0, len(slots), MOST_DRAFTS):
             batch = slots[start : start + MOST_DRAFTS]
             failed += self._write_batch(batch, keep=keep)

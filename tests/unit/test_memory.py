@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import pickle
+
 import numpy as np
 import pytest
 
 from chest.eviction import policy
-from chest.memory import MemoryTier, Slot, weigh
+from chest.memory import RECENT, MemoryTier, Slot, weigh
 
 
 @pytest.fixture
@@ -84,3 +86,85 @@ def test_clear_leaves_nothing(memory: MemoryTier) -> None:
     memory.clear()
     assert memory.used == 0
     assert not memory.slots
+
+
+def came(memory: MemoryTier, key: str, value: str) -> None:
+    """Take in a new value as `Chest.__setitem__` does."""
+    if memory.touched:
+        memory.note()
+    memory.values[key] = value
+    memory.newest.append(key)
+    memory.used += weigh(value)[0]
+
+
+def test_a_bare_value_gets_a_slot_when_it_is_asked_for(memory: MemoryTier) -> None:
+    came(memory, "new", "text")
+    memory.came("read", "text", weigh("text")[0])
+    used = memory.used
+    assert not memory.slots
+    new, read = memory.slot("new"), memory.slot("read")
+    assert new is not None
+    assert read is not None
+    assert (new.dirty, read.dirty) == (True, False)
+    assert memory.slot("new") is new
+    assert memory.slot("absent") is None
+    assert memory.used == used == new.nbytes + read.nbytes
+
+
+def test_only_what_is_new_among_bare_values_has_to_be_written(
+    memory: MemoryTier,
+) -> None:
+    came(memory, "new", "text")
+    memory.came("read", "text", weigh("text")[0])
+    assert memory.dirty == 1
+    assert memory.bare_fresh() == ["new"]
+    assert [slot.key for slot in memory.unwritten()] == ["new"]
+    memory.drop_bare()
+    assert [*memory.values] == ["new"]
+    memory.forget("new")
+    assert memory.used == 0
+
+
+def test_bytes_of_bare_values_go_wholly_though_a_str_grew_meanwhile(
+    memory: MemoryTier,
+) -> None:
+    for key in "abc":
+        text = key + "é" * 50
+        came(memory, key, text)
+        before = weigh(text)
+        pickle.dumps(text, 5)  # keeps its UTF-8 in the str
+        assert weigh(text) > before
+    memory.slot("a")
+    memory.drop_bare(["b"])
+    memory.drop_bare(["c"])
+    slot = memory.slot("a")
+    assert slot is not None
+    assert memory.used == slot.nbytes
+    memory.drop(slot)
+    assert memory.used == 0
+
+
+@pytest.mark.parametrize("name", ["largest", "lru"])
+def test_bare_and_other_values_leave_in_the_order_of_their_last_use(name: str) -> None:
+    memory = MemoryTier(1_000, policy(name))
+    came(memory, "a", "x" * 200)
+    came(memory, "b", "x" * 200)
+    memory.touch("a")
+    memory.put("c", "x" * 200, *weigh("x" * 200))
+    memory.came("d", "x" * 200, weigh("x" * 200)[0])
+    memory.touch("c")
+    came(memory, "e", "x" * 200)
+    victims, _ = memory.victims(0)
+    assert "".join(slot.key for slot in victims) == "badce"
+
+
+@pytest.mark.parametrize("name", ["largest", "lru"])
+def test_hits_between_sets_do_not_grow_it(name: str) -> None:
+    memory = MemoryTier(10**9, policy(name))
+    for round_ in range(100):
+        for _ in range(200):
+            memory.touch("a")
+        came(memory, f"k{round_}", "x")
+        memory.note()
+        memory.forget(f"k{round_}")
+    assert len(memory._uses) <= RECENT + 200

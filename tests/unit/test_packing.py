@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 
 from chest import Chest, errors
 from chest.packing import FEWEST_PACKED, MOST_PACKS
+from chest.packs import Batch
 from tests.failures import scenes
 
 MANY = {f"k{i}": [i, "small"] for i in range(FEWEST_PACKED)}
@@ -479,3 +481,94 @@ def test_trim_deletes_packed_values(chest_dir: Path) -> None:
         assert dict(c) == {}
         c.compact()
         assert packs_in(chest_dir) == []
+
+
+ANEW = "a value"
+
+
+def _overwritten(c: Chest) -> None:
+    c["k3"] = "newer"
+
+
+def _deleted(c: Chest) -> None:
+    del c["k3"]
+
+
+def _born_anew(c: Chest) -> None:
+    del c["k3"]
+    c["k3"] = ANEW  # the very same object, at another place
+
+
+def _looked_at(c: Chest) -> None:
+    assert c.entry("k3").dirty
+
+
+def _published_elsewhere(c: Chest) -> None:
+    with Chest(c.path) as other:
+        other["k3"] = "theirs"
+
+
+def _others_came_first(c: Chest) -> None:
+    with Chest(c.path) as other:
+        other["z"] = "theirs"
+
+
+@pytest.mark.parametrize("keep", [True, False])
+@pytest.mark.parametrize(
+    ("meanwhile", "k3", "order"),
+    [
+        (_overwritten, "newer", "k0 k1 k2 k3 … k99"),
+        (_deleted, None, "k0 k1 k2 k4 … k99"),
+        (_born_anew, ANEW, "k0 k1 k2 k4 … k99 k3"),
+        (_looked_at, ANEW, "k0 k1 k2 k3 … k99"),
+        (_published_elsewhere, ANEW, "k3 k0 k1 k2 … k99"),
+        (_others_came_first, ANEW, "z k0 k1 k2 k3 … k99"),
+    ],
+)
+def test_what_others_do_while_small_values_are_written_is_not_lost(
+    chest_dir: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    meanwhile: Callable[[Chest], None],
+    k3: str | None,
+    order: str,
+    *,
+    keep: bool,
+) -> None:
+    with Chest(chest_dir) as c:
+        for number in range(100):
+            c[f"k{number}"] = ANEW
+        write = c._spill.pack
+
+        def once(*arguments: Any) -> Batch:
+            monkeypatch.undo()
+            batch = write(*arguments)
+            meanwhile(c)
+            return batch
+
+        monkeypatch.setattr(c._spill, "pack", once)
+        c.sync() if keep else c.flush()
+        assert c.get("k3") == k3
+        assert c.stats().dirty == 0
+        named = [*c]
+    begin, end = order.split(" … ")
+    assert named[: len(begin.split())] == begin.split()
+    assert named[-len(end.split()) :] == end.split()
+    with Chest(chest_dir, readonly=True) as again:
+        assert [*again] == named
+        assert again.get("k3") == k3
+        assert len(again) == len(set(named))
+    if not keep:
+        assert c.memory_usage == 0
+
+
+def test_clean_values_leave_memory_without_a_look_at_the_manifest(
+    chest_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Chest(chest_dir) as c:
+        c.update((n, "x" * 100) for n in range(1000))
+        c.flush()
+        assert all(c[n] == "x" * 100 for n in range(1000))
+        monkeypatch.setattr(c._manifest.index, "get", None)
+        c.available_memory = 0
+        monkeypatch.undo()
+        assert c.memory_usage == 0
