@@ -72,8 +72,7 @@ class ObjectAtomic(ObjectEngine):
         """
         self._check_writable()
         expires = None if ttl is None else expiry.deadline(ttl)
-        name = self._name(key)
-        with self._key_lock(name):
+        with self._changing(key) as name:
             if self._dirty(key) is not None:
                 return False
             job = self._job(key, value, weigh(value)[0], expires=expires)
@@ -121,8 +120,7 @@ class ObjectAtomic(ObjectEngine):
         A mark of 16 bytes stays in the place of the object, see `compact`.
         """
         self._check_writable()
-        name = self._name(key)
-        with self._key_lock(name):
+        with self._changing(key) as name:
             for _ in _naps():
                 slot = self._dirty(key)
                 state = (
@@ -153,8 +151,7 @@ class ObjectAtomic(ObjectEngine):
         """
         self._check_writable()
         expires = None if ttl is None else expiry.deadline(ttl)
-        name = self._name(key)
-        with self._key_lock(name):
+        with self._changing(key) as name:
             self._settle(key)
             for _ in _naps():
                 found = self._store.get(name)
@@ -268,7 +265,7 @@ class ObjectAtomic(ObjectEngine):
         form, mapped = options or (None, None)
         job = self._job(key, value, weigh(value)[0], form, mapped, expires)
         job = job._replace(cost=cost, made=made)
-        with self._key_lock(self._name(key)):
+        with self._changing(key):
             self._accept(job, self._put_job(job))
 
     def _etag(self, key: Hashable) -> str:
@@ -291,8 +288,7 @@ class ObjectAtomic(ObjectEngine):
     ) -> str:
         """Set *key* if its etag is *etag*; its new etag, or "" when it is another."""
         self._check_writable()
-        name = self._name(key)
-        with self._key_lock(name):
+        with self._changing(key) as name:
             self._settle(key)
             for _ in _naps():
                 state = self._sight(key, name)
@@ -311,8 +307,7 @@ class ObjectAtomic(ObjectEngine):
     def _discard_tagged(self, key: Hashable, etag: str) -> bool:
         """Delete *key* if its etag is *etag*; whether it is not there now."""
         self._check_writable()
-        name = self._name(key)
-        with self._key_lock(name):
+        with self._changing(key) as name:
             self._settle(key)
             state = self._sight(key, name)
             if (state.entry.etag if state.entry else "") != etag:
@@ -334,7 +329,7 @@ class ObjectAtomic(ObjectEngine):
             state = self._settled(key)
             value = change(absent if state.entry is None else state.value)
             if value is absent:
-                with self._key_lock(name):
+                with self._changing(key):
                     if self._dirty(key) is not None:
                         continue
                     if state.entry is None or self._bury(name, state):
@@ -343,7 +338,7 @@ class ObjectAtomic(ObjectEngine):
                 continue
             ends = state.entry.expires if state.entry is not None else None
             job = self._job(key, value, weigh(value)[0], expires=ends)
-            with self._key_lock(name):
+            with self._changing(key):
                 if self._dirty(key) is not None:
                     continue  # set by another thread meanwhile
                 new, _ = self._swap(key, self._sealed(job), state.tag)
@@ -421,6 +416,18 @@ class ObjectAtomic(ObjectEngine):
         return [key for key, each in old if each >= max(0.0, seconds)]
 
     # -- steps -------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def _changing(self, key: Hashable) -> Iterator[str]:
+        """Hold *key*'s lock, which gives its name, then bring memory within the budget.
+
+        Not before: who spills needs the locks of other keys, and two that hold one each
+        would wait for one another.
+        """
+        name = self._name(key)
+        with self._key_lock(name):
+            yield name
+        self.shrink()
 
     def _dirty(self, key: Hashable) -> Slot | None:
         """The slot of *key* if its value was not put yet."""
@@ -503,8 +510,7 @@ class ObjectAtomic(ObjectEngine):
         *quick*: a value in memory is taken to be the present one at first.
         """
         self._check_writable()
-        name = self._name(key)
-        with self._key_lock(name):
+        with self._changing(key) as name:
             self._settle(key)
             slot = self._slots.get(key)
             entry = slot.entry if slot is not None and quick else None
@@ -545,15 +551,14 @@ class ObjectAtomic(ObjectEngine):
     def _commit(self, work: Transaction, state: _State) -> bool:
         """Publish what a transaction did to its one key; False: it has to run again."""
         for key in work.gone.keys() - work.written.keys():
-            name = self._name(key)
-            with self._key_lock(name):
+            with self._changing(key) as name:
                 done = self._dirty(key) is None and self._bury(name, state)
                 if done:
                     self._drop_all(key)
             return done
         for key, value in work.written.items():
             job = self._job(key, value, weigh(value)[0])
-            with self._key_lock(self._name(key)):
+            with self._changing(key):
                 if self._dirty(key) is not None:
                     return False  # set by another thread meanwhile
                 new, _ = self._swap(key, self._sealed(job), state.tag)
@@ -584,7 +589,6 @@ class ObjectAtomic(ObjectEngine):
             slot.dirty, slot.entry, slot.cost = False, entry, entry.cost
             if slot.nbytes > memory.budget:
                 memory.drop(slot)
-        self.shrink()
 
     def _drop_all(self, key: Hashable) -> None:
         """Let the value of a removed key go, dirty or not."""

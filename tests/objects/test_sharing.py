@@ -713,3 +713,23 @@ def test_a_put_that_was_done_though_the_answer_was_lost_counts_once(
         assert lost == [operation]
         c.refresh()
         assert c.get(operation) == {"add": 1, "incr": 6, "pop": None}[operation]
+
+
+def test_spilling_never_waits_for_the_key_that_is_changed() -> None:
+    """More keys than locks, and no room: whoever changes one spills many others."""
+    with Chest("memory://", available_memory=20_000) as c:
+
+        def work(number: int) -> None:
+            for n in range(150):
+                c[number, n, "dirty"] = [n] * 50
+                c.set((number, n), [n] * 50, ttl=1000)
+                c.incr(("count", n))
+
+        threads = [threading.Thread(target=work, args=(n,)) for n in range(4)]
+        for each in threads:
+            each.start()
+        for each in threads:
+            each.join()
+        assert c.memory_usage <= 20_000
+        assert {c["count", n] for n in range(150)} == {4}
+        assert len(c) == 4 * 2 * 150 + 150
