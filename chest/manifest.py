@@ -31,6 +31,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import secrets
 from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -46,6 +47,7 @@ from chest.rewrite import Rewrite, Source, starts_checkpoint
 __all__ = ["Manifest", "dead_bits", "dead_places"]
 
 CHECKPOINT_SHARE = 8  # a checkpoint is written when 1/8 of the entries are newer
+SECTOR = 512  # bytes; a disk writes at least so many, or none
 log = logging.getLogger("chest")
 
 COMPACT_FROM = 1024  # records; a shorter log is not worth rewriting
@@ -474,15 +476,11 @@ class Manifest(LogFile):
         start = self._take_plain(data, 0)
         while (end := data.find(b"\n", start)) >= 0:
             if not self._take(data[start:end]):
-                offset, number = self._position + start, self.generation + 1
-                self._lines.check_torn(
-                    data[start:end], end + 1 == len(data), offset, number
-                )
+                self._check_torn(data, start, end)
                 break
             start = self._take_plain(data, end + 1)
         else:
-            number = self.generation + 1
-            self._lines.check_newline(data[start:], self._position, number)
+            self._check_newline(data[start:])
         self._position += start
         return start > 0
 
@@ -490,34 +488,20 @@ class Manifest(LogFile):
         """Apply lines of one entry with a plain key each; where others begin."""
         # The steps of `_take`, for what is published one by one: it is read by every
         # process that has the chest open.
-        index, lines, number = self._growing, self._lines, self.generation + 1
-        end = data.find(b"\n", start)
-        body = lines.body(data, start, end, number) if end >= 0 else None
-        while body is not None:
-            then = end + 1
-            end = data.find(b"\n", then)
-            after = lines.body(data, then, end, number + 1) if end >= 0 else None
-            if after is not None and lines.replaces(after, body):
-                index.records += 1  # as of a counter: what it says need not be known
-                self.generation = number
-            elif not self._apply_plain(lines.plain(body), number):
+        index, changed, plain = self._growing, self.changed, self._lines.plain
+        number = self.generation + 1
+        while (end := data.find(b"\n", start)) >= 0:
+            entry = plain(data, start, end, number)
+            if entry is None or type(entry.text) is not str:
                 break
-            if self.generation != number:
-                break  # a damaged checkpoint had the whole log read anew
-            start, body, number = then, after, number + 1
+            key = entry.text
+            self.generation = number
+            if not entry.generation:
+                entry.generation = number
+            changed.add(key)
+            index.change(key, entry, index.get(key))
+            number, start = self.generation + 1, end + 1
         return start
-
-    def _apply_plain(self, entry: Entry | None, number: int) -> bool:
-        """Apply an entry with a plain key; False when it is another one."""
-        if entry is None or type(entry.text) is not str:
-            return False
-        self.generation = number
-        if not entry.generation:
-            entry.generation = number
-        self.changed.add(entry.text)
-        index = self._growing
-        index.change(entry.text, entry, index.get(entry.text))
-        return True
 
     def _take(self, line: bytes) -> bool:
         """Apply one line; False when its check does not fit."""
@@ -551,6 +535,22 @@ class Manifest(LogFile):
             return [keys.decode(entry.text, load)], entry, None
         batch = Batch(entry, self._packs.block(entry))
         return batch.keys(load), entry, batch
+
+    def _check_torn(self, data: bytes, start: int, end: int) -> None:
+        """Pass over a last record that a power cut left half-written; else it is damage."""
+        # Blocks that never reached the disk read as zeros, and JSON text has none.
+        offset = self._position + start
+        if end + 1 == len(data) and _is_torn(data[start:end], offset):
+            return
+        raise self._lines.corrupt(offset, f"record {self.generation + 1} is damaged")
+
+    def _check_newline(self, rest: bytes) -> None:
+        """A last line without its end is torn, unless only the end is damaged."""
+        check, _, body = rest[:-1].partition(b" ")
+        if rest and self._lines.is_check(check, body, self.generation + 1):
+            raise self._lines.corrupt(
+                self._position, f"the end of record {self.generation + 1} is damaged"
+            )
 
     def _prepare_to_write(self) -> None:
         """Read everything and cut off a torn tail (M2); called with the lock held."""
@@ -593,6 +593,15 @@ class _Exclusive:
 
     def __exit__(self, *exception: object) -> None:
         self._manifest.leave()
+
+
+def _is_torn(line: bytes, offset: int) -> bool:
+    """Whole sectors of zeros are in the line, as far as they were written for it."""
+    holes = [match.span() for match in re.finditer(rb"\0+", line)]
+    return bool(holes) and all(
+        (begin == 0 or not (offset + begin) % SECTOR) and not (offset + end) % SECTOR
+        for begin, end in holes
+    )
 
 
 def dead_places(record: Entry) -> frozenset[int]:

@@ -7,7 +7,6 @@ not own: the file, its lock, what replaying it leaves.
 from __future__ import annotations
 
 import os
-import re
 import secrets
 from collections.abc import Callable
 from typing import Any
@@ -22,7 +21,6 @@ __all__ = ["MAGIC", "Entry", "Header", "Lines", "Signer"]
 MAGIC = b"chest "
 VERSION = 1
 WORD = slice(8, 16)  # where the first line has the word for pollers
-SECTOR = 512  # bytes; a disk writes at least so many, or none
 CHECK, SIGNED = 16, 32  # hexadecimal digits before a record: checksum, keyed hash
 
 Signer = Callable[[bytes, int], bytes]  # (JSON text, record's number) → 32 hex digits
@@ -228,55 +226,22 @@ class Lines:
             raise self.corrupt(offset, str(error)) from error
         return record if isinstance(record, list) else [record]
 
-    def body(self, data: bytes, start: int, end: int, number: int) -> bytes | None:
-        """The text of the one entry in the line at *start*; None: `read` is needed.
+    def plain(self, data: bytes, start: int, end: int, number: int) -> Entry | None:
+        """The entry of the line at *start*; None where `read` is needed.
 
-        That is, where the line is signed or damaged, or a list.
+        That is, where it is signed or damaged, a list, or speaks of more than one key.
         """
         body = data[start + CHECK + 1 : end]
-        if (
-            self._sign is None
-            and data.startswith(_digest(body, number).encode(), start)
+        if self._sign is not None or not (
+            data.startswith(_digest(body, number).encode(), start)
             and data.startswith(b" {", start + CHECK)
         ):
-            return body
-        return None
-
-    @staticmethod
-    def plain(body: bytes) -> Entry | None:
-        """The entry with this text; None where it speaks of many keys, or of nothing."""
+            return None
         try:
             entry = _decode_entry(body)
         except msgspec.MsgspecError:
             return None
         return None if entry.count or entry.gone == "all" else entry
-
-    @staticmethod
-    def replaces(after: bytes, before: bytes) -> bool:
-        """The entry *after* has the key and the birth of the one *before*, and a value.
-
-        So nothing is left of that. False does not mean that it is otherwise.
-        """
-        # Key and birth stand first, and in a text each quote has a stroke before it. An
-        # entry without a key may be a batch.
-        end = before.find(b',"z":')
-        return (
-            end > 0
-            and after.startswith(before[: end + 5])
-            and before.startswith(b'{"k":')
-        )
-
-    def check_torn(self, line: bytes, last: bool, offset: int, number: int) -> None:
-        """Pass over a last record that a power cut left half-written; else it is damage."""
-        # Blocks that never reached the disk read as zeros, and JSON text has none.
-        if not (last and _is_torn(line, offset)):
-            raise self.corrupt(offset, f"record {number} is damaged")
-
-    def check_newline(self, rest: bytes, offset: int, number: int) -> None:
-        """A last line without its end is torn, unless only the end is damaged."""
-        check, _, body = rest[:-1].partition(b" ")
-        if rest and self.is_check(check, body, number):
-            raise self.corrupt(offset, f"the end of record {number} is damaged")
 
     def is_check(self, check: bytes, body: bytes, number: int) -> bool:
         """Whether *check* is that of *body* as the *number*-th record."""
@@ -312,12 +277,3 @@ class Lines:
         if self._sign is not None:
             return self._sign(body, number)
         return _digest(body, number).encode()
-
-
-def _is_torn(line: bytes, offset: int) -> bool:
-    """Whole sectors of zeros are in the line, as far as they were written for it."""
-    holes = [match.span() for match in re.finditer(rb"\0+", line)]
-    return bool(holes) and all(
-        (begin == 0 or not (offset + begin) % SECTOR) and not (offset + end) % SECTOR
-        for begin, end in holes
-    )

@@ -273,30 +273,3 @@ def test_records_of_one_plain_key_and_others_are_read_in_their_order(
     assert reader.tail()
     assert live(reader) == live(opened()) == [("t", 1), 7, "c", "d"]
     assert reader.changed == {*keys, "d"}
-
-
-def test_a_record_counts_though_the_one_that_replaces_it_is_torn(
-    opened: Open, chest_dir: Path
-) -> None:
-    """Of many values of one key only the last is read, and it must be whole."""
-    writer, reader = opened(), opened()
-
-    def set_to(value: bytes) -> None:
-        with writer.exclusive():
-            old = writer.index.get("n")
-            birth = old.birth if old else writer.index.next_birth()
-            entry = Entry("n", birth, size=len(value), value=value)
-            writer.append_one("n", entry, old)
-
-    for number in range(5):
-        set_to(b"%d" % number)
-    path = chest_dir / ".keys"
-    whole = path.read_bytes()
-    assert whole.count(b"\n") == 6
-    set_to(b"torn")
-    path.write_bytes(path.read_bytes()[:-9])
-    assert reader.tail()
-    for manifest in (reader, opened()):
-        entry = manifest.index.get("n")
-        assert (entry.value, entry.generation) == (b"4", 5)
-        assert manifest.index.records == 5
