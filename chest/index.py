@@ -230,6 +230,8 @@ class Index:
                     self.last_birth = birth
                     if birth > self.birth:
                         self.birth = birth
+                    if self._newest:
+                        self._newest.append((key, birth))
                     return
             elif (
                 type(old) is Entry
