@@ -220,7 +220,8 @@ class Arrays(Upkeep):
         source = _checked_source(source, key)
         with self._filling(key) as filling:
             if not hasattr(source, "shape"):
-                made = _store_blocks(filling.store, source, progress, layout)
+                made, dtype = _store_blocks(filling.store, source, progress, layout)
+                filling.keep_layout(dtype)
             else:
                 made = _store_array(filling.store, source, progress, layout)
                 filling.keep_layout(source.dtype, getattr(source, "flags", None))
@@ -380,18 +381,22 @@ def _steps(
 
 def _store_blocks(
     store: Any, source: Iterable[Any], show: bool, layout: dict[str, Any]
-) -> Any:
-    """Write blocks that follow one another, whole chunks at a time."""
+) -> tuple[Any, Any]:
+    """Write blocks that follow one another, whole chunks at a time.
+
+    Returns zarr's array, and the dtype of the first block.
+    """
     import numpy as np
 
     made: Any = None
+    dtype: Any = None
     waiting: list[Any] = []
     rows = done = ready = 0
     with _bar(None, show=show) as bar:
         for each in source:
             block = np.asarray(each)
             if made is None:
-                made = _begin(store, block, layout)
+                made, dtype = _begin(store, block, layout), block.dtype
                 rows = (made.shards or made.chunks)[0]
             native = block.dtype.newbyteorder("=")
             if block.shape[1:] != made.shape[1:] or native != made.dtype:
@@ -415,7 +420,7 @@ def _store_blocks(
         made.resize((done + len(rest), *made.shape[1:]))
         if len(rest):
             made[done:] = rest
-    return made
+    return made, dtype
 
 
 def _begin(store: Any, block: Any, layout: dict[str, Any]) -> Any:

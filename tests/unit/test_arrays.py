@@ -1203,12 +1203,12 @@ def test_the_digest_of_a_strided_array_is_taken_in_large_slices(monkeypatch):
 
 
 def test_blocks_of_another_byte_order_are_streamed(chest):
-    blocks = [np.arange(5.0).astype(">f8") + n for n in range(3)]
+    blocks = [(np.arange(5.0) + n).astype(">f8") for n in range(3)]
 
     z = chest.store("x", iter(blocks))
 
     assert (z[:] == np.concatenate(blocks)).all()
-    assert z.dtype == np.dtype("f8")
+    assert chest["x"].dtype == np.dtype(">f8")
     with pytest.raises(errors.EncodingError, match="dtype float32"):
         chest.store("y", iter([np.zeros(3), np.zeros(3, "f4")]))
 
