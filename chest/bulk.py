@@ -129,10 +129,16 @@ class Bulk(Upkeep):
         Locks held.
         """
         find, fresh = self._manifest.index.get, self._fresh
-        there = [key for key in wanted if key in fresh or find(key) is not None]
-        names = self._spill.remove([key for key in there if key not in fresh])
-        self._forget_slots(there)
-        return len(there), names
+        unpublished: list[Hashable] = []
+        live: dict[Hashable, AnyEntry] = {}
+        for key in wanted:
+            if key in fresh:
+                unpublished.append(key)
+            elif (entry := find(key)) is not None:
+                live[key] = entry
+        names = self._spill.remove(live)
+        self._forget_slots([*live, *unpublished])
+        return len(live) + len(unpublished), names
 
     def _fetch_together(self, wanted: Sequence[Hashable]) -> None:
         """`_fetch` by the user's `open_many`, some hundred files at a time."""

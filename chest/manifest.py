@@ -33,7 +33,14 @@ import logging
 import os
 import re
 import secrets
-from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
+from collections.abc import (
+    Callable,
+    Collection,
+    Hashable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from contextlib import AbstractContextManager
 
 from chest import errors, folder, keys, system
@@ -207,13 +214,15 @@ class Manifest(LogFile):
         named: Sequence[Hashable] = (),
         *,
         moved: bool = False,
+        old: Mapping[Hashable, AnyEntry] | None = None,
     ) -> None:
         """Publish (key, entry) pairs as one record: all of them become visible, or none.
 
         Must be called within `exclusive`. Each entry's ``generation`` is set to the
         record's number. O(len(pairs)), one write. A *batch* in a pack, whose keys are
         *named*, is published in the same record. Values that were only *moved*, to a file
-        or another pack, keep the generations they have.
+        or another pack, keep the generations they have. *old* has the live entries of all
+        the keys, where they are known.
 
         Raises
         ------
@@ -233,7 +242,10 @@ class Manifest(LogFile):
         for entry in entries:
             entry.generation = entry.generation or number
         for key, entry in pairs:
-            self.index.apply(key, entry)
+            if old is None:
+                self.index.apply(key, entry)
+            else:
+                self.index.change(key, entry, old[key])
         if batch is not None:
             self.index.apply_batch(batch, named, dead_places(batch.record))
 

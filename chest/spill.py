@@ -17,7 +17,14 @@ import itertools
 import logging
 import os
 import secrets
-from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
+from collections.abc import (
+    Callable,
+    Collection,
+    Hashable,
+    Iterable,
+    Mapping,
+    Sequence,
+)
 from contextlib import AbstractContextManager
 from typing import NamedTuple
 
@@ -302,21 +309,19 @@ class SpillTier(ReadTier):
             if written.draft is not None:
                 written.draft.discard()
 
-    def remove(self, gone: Sequence[Hashable]) -> list[str]:
-        """Append tombstones; called within `exclusive`. Returns names to `delete`."""
-        find = self.manifest.index.held
-        pairs, old = [], []
-        for key in gone:
-            entry = find(key)
-            if entry is None:
-                continue
+    def remove(self, gone: Mapping[Hashable, AnyEntry]) -> list[str]:
+        """Append tombstones; called within `exclusive`. Returns names to `delete`.
+
+        *gone* has the live entry of each key, so that it need not be looked up again.
+        """
+        pairs = []
+        for key, entry in gone.items():
             # A str is its own text, which need not be read from the pack.
             text = keys.encode(key) if type(key) is str else entry.text
             pairs.append((key, Entry(text, gone="key")))
-            old.append(entry)
         if pairs:
-            self.manifest.append(pairs)
-        return self.retire(old)
+            self.manifest.append(pairs, old=gone)
+        return self.retire(gone.values())
 
     def remove_all(self) -> list[str]:
         """Append the record that ends all keys; called within `exclusive`.

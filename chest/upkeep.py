@@ -390,16 +390,17 @@ class Upkeep(Settling):
             gone.append(key)
             left -= size
         with self._publishing():
-            gone = [key for key in gone if self._manifest.index.get(key) is not None]
-            names = self._spill.remove(gone) if gone else []
-            for key in gone:
+            found = ((key, self._manifest.index.get(key)) for key in gone)
+            live = {key: known for key, known in found if known is not None}
+            names = self._spill.remove(live)
+            for key in live:
                 slot = self._slots.get(key)
                 if slot is not None and not slot.dirty:
                     self._memory.drop(slot)
                 elif slot is not None:
                     self._revive(slot)
         self._spill.delete(names)
-        return len(gone)
+        return len(live)
 
 
 def _may_share(entry: AnyEntry) -> bool:
