@@ -179,6 +179,8 @@ import os, sys, signal
 import chest
 
 def main():
+    # A shell in the background has its children ignore it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     with chest.Chest(sys.argv[1]) as c:
         @chest.memoize(c)
         def step(x):
