@@ -3,7 +3,7 @@
 Owns: how entries stand in the file ``.index``, and which log it belongs to. Does not own:
 the table (`chest.checkpoint`), what happened since (`chest.index`).
 
-A row's place is a batch and a place in it, with the top bit set, or where in the heap the
+A row's place is a batch and a place in it, or, with the top bit set, where in the heap the
 entry's record lies. The file is derived: without it the log is read.
 """
 
@@ -18,13 +18,13 @@ import msgspec
 import xxhash
 
 from chest import errors, keys, system
-from chest.checkpoint import GROUP_BITS, Checkpoint, Damaged, lines
+from chest.checkpoint import GROUP_BITS, SLOT, Checkpoint, Damaged, lines
 from chest.folder import Folder
 from chest.packs import Batch, Packed, Packs
 from chest.protocols import Buffer
 from chest.records import Entry
 
-__all__ = ["INDEX", "About", "AnyEntry", "Base", "open_base", "rows"]
+__all__ = ["INDEX", "About", "AnyEntry", "Base", "alone", "open_base", "rows"]
 
 log = logging.getLogger("chest")
 
@@ -32,13 +32,12 @@ INDEX = ".index"  # the checkpoint's file
 
 AnyEntry = Entry | Packed
 
-PACKED = 1 << 63  # a place with this bit is a batch and a place in it
-PACKED_HIGH = PACKED >> 32  # … in the upper half of it
+ALONE = 1 << 63  # a place with this bit is one in the heap
+ALONE_HIGH = ALONE >> 32  # … in the upper half of it
 LOW = (1 << 32) - 1
 LENGTH = 4  # bytes before each record in the heap
 PICKLED = b'"pickle"'  # in the text of a key that is pickled, or holds one
 ABSENT: tuple[int, None] = (-1, None)
-NOWHERE: tuple[int, None, int] = (-1, None, 0)
 
 _digest = xxhash.xxh3_64_intdigest
 _canonical = keys.canonical
@@ -125,58 +124,50 @@ class Base:
 
     def find(self, key: Hashable) -> tuple[int, AnyEntry | None]:
         """The row of *key* and its entry; -1 and None when there is none."""
-        row, batch, place = self._seek(key)
-        if batch is not None:
-            return row, Packed(batch, place)
-        return (row, self._record(place)) if row >= 0 else ABSENT
-
-    def has(self, key: Hashable) -> bool:
-        """Whether *key* has a row."""
-        return self._seek(key)[0] >= 0
-
-    def _seek(self, key: Hashable) -> tuple[int, Batch | None, int]:
-        """The row of *key*, and where its value is: `_where`; the row is -1: nowhere."""
         if type(key) is not str:
-            return self._seek_other(key)
+            return self._find_other(key)
         try:
             text = _encode(key)
         except UnicodeEncodeError:  # lone surrogates
             text = keys.line(key)
-        # Every look-up that memory cannot answer comes through here, so what `_where`
-        # does is done without the call.
+        # Every look-up that memory cannot answer comes through here, so what
+        # `Checkpoint.find` does is done without the call.
         digest, table = _digest(text), self._table
-        at = table.first(digest)
-        while at >= 0:
-            row = table.ordinals[at]
-            if not table.placed[row >> GROUP_BITS]:
-                table.prove_places(row >> GROUP_BITS)
-            high, place = table.place_words[2 * row + 1], table.place_words[2 * row]
-            if high & PACKED_HIGH:
-                batch = self.batches[high ^ PACKED_HIGH]
-                if batch.has(place, text):
-                    return row, batch, place
-            elif _encode(self._record(high << 32 | place).text) == text:
-                return row, None, high << 32 | place
-            at = table.first(digest, at + 1)
-        return NOWHERE
+        bucket = digest >> table.shift
+        if table.unready and not table.ready[bucket >> GROUP_BITS]:
+            table.make_ready(bucket >> GROUP_BITS)
+        tag, slots = digest & LOW, table.slots
+        at = table.buckets[bucket]
+        while True:
+            # Of an empty bucket this is another's slot, and another's key.
+            if slots[at] == tag:
+                high, low = slots[at + 3], slots[at + 2]
+                if high < ALONE_HIGH:
+                    batch = self.batches[high]
+                    if batch.has(low, text):
+                        return slots[at + 1], Packed(batch, low)
+                else:
+                    entry = self._record(high << 32 | low)
+                    if _encode(entry.text) == text:
+                        return slots[at + 1], entry
+            at += SLOT
+            if at >= table.buckets[bucket + 1]:
+                return ABSENT
 
-    def _seek_other(self, key: Hashable) -> tuple[int, Batch | None, int]:
-        """`_seek` for a key that is no str: what is equal may have another text."""
+    def _find_other(self, key: Hashable) -> tuple[int, AnyEntry | None]:
+        """`find` for a key that is no str: what is equal may have another text."""
         for row in self._table.find(_digest(_canonical(key))):
             if self.key(row) == key:
-                return (row, *self._where(row))
+                return row, self.entry(row)
         row = self._aside.get(key, -1) if self._aside else -1
-        return (row, *self._where(row)) if row >= 0 else NOWHERE
+        return (row, self.entry(row)) if row >= 0 else ABSENT
 
     def _where(self, row: int) -> tuple[Batch | None, int]:
         """A row's batch and the place in it; or None and where its record lies."""
-        table = self._table
-        if not table.placed[row >> GROUP_BITS]:
-            table.prove_places(row >> GROUP_BITS)
-        low, high = table.place_words[2 * row], table.place_words[2 * row + 1]
-        if high & PACKED_HIGH:
-            return self.batches[high ^ PACKED_HIGH], low
-        return None, high << 32 | low
+        place = self._table.place(row)
+        if place < ALONE:
+            return self.batches[place >> 32], place & LOW
+        return None, place
 
     def entry(self, row: int) -> AnyEntry:
         """The entry of a row."""
@@ -199,10 +190,10 @@ class Base:
         named: dict[int, list[Any]] = {}
         found = []
         for place in self._table.places():
-            if not place & PACKED:
+            if place >= ALONE:
                 found.append(keys.decode(self._record(place).text, self._load_key))
                 continue
-            number = (place ^ PACKED) >> 32
+            number = place >> 32
             if number not in named:
                 named[number] = self.batches[number].keys(self._load_key)
             found.append(named[number][place & LOW])
@@ -210,16 +201,27 @@ class Base:
 
     def alone(self) -> Iterator[tuple[int, Entry]]:
         """The rows that are in no batch, and their entries."""
-        import numpy as np
-
-        places = np.frombuffer(self._table.places(), np.uint64)
-        found = np.flatnonzero(places < np.uint64(PACKED))
-        for row, place in zip(found.tolist(), places[found].tolist(), strict=True):
-            yield row, self._record(place)
+        return alone(self._table)
 
     def _record(self, place: int) -> Entry:
-        length = int.from_bytes(self._table.heap(place, LENGTH), "little")
-        return _decode_entry(self._table.heap(place + LENGTH, length))
+        return _record(self._table, place)
+
+
+def alone(table: Checkpoint) -> Iterator[tuple[int, Entry]]:
+    """The rows of a table that are in no batch, and their entries."""
+    import numpy as np
+
+    places = np.frombuffer(table.places(), np.uint64)
+    found = np.flatnonzero(places >= np.uint64(ALONE))
+    for row, place in zip(found.tolist(), places[found].tolist(), strict=True):
+        yield row, _record(table, place)
+
+
+def _record(table: Checkpoint, place: int) -> Entry:
+    """The entry whose record lies at a place in the heap."""
+    at = place ^ ALONE
+    length = int.from_bytes(table.heap(at, LENGTH), "little")
+    return _decode_entry(table.heap(at + LENGTH, length))
 
 
 def open_base(
@@ -292,7 +294,7 @@ def rows(
     for row, (key, entry) in enumerate(alone, count):
         record = _encode(entry)
         heap += [len(record).to_bytes(LENGTH, "little"), record]
-        single.append((_digest(_canonical(key)), entry.birth, at))
+        single.append((_digest(_canonical(key)), entry.birth, ALONE | at))
         at += LENGTH + len(record)
         if PICKLED in record:
             aside.append(row)
@@ -342,7 +344,7 @@ def _rows_of(
     if batch.mentions(PICKLED):
         odd = [row for row, text in enumerate(texts) if PICKLED in text]
     hashes = np.array(_hashes(texts), np.uint64)
-    return (hashes, born, where | np.uint64(PACKED | number << 32)), odd
+    return (hashes, born, where | np.uint64(number << 32)), odd
 
 
 def _hashes(texts: Iterable[bytes]) -> list[int]:

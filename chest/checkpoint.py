@@ -9,15 +9,16 @@ The file, all numbers little-endian, n rows in order of birth::
     header      magic, version, counts, "about" padded to 8 bytes, their checksum
     places      n × u64
     births      n × u32, the low halves; or n × u64 when the high halves differ
-    buckets     u32: where each bucket begins in the two tables below; one more: n
-    tags        n × u32, the low halves of the hashes, bucket by bucket
-    ordinals    n × u32, the rows, in the same order
+    buckets     u32: at which word each bucket's slots begin, and where the last end
+    slots       n × (u32 tag, u32 row, u64 place), bucket by bucket; the last again
     heap        bytes; padded to 8
     checks      u64 for each page of 4096 bytes of all above
     seal        u64: the checksum of the checks
 
-A row's bucket is the top bits of its hash; there are between n/2 and n buckets. So a
-row takes 22 to 24 bytes (four more with wide births) beside the heap.
+A row's bucket is the top bits of its hash, its tag the low half; there are between n/2
+and n buckets. A slot repeats the row's place, so that a look-up touches one page more
+than the bucket's and no third. So a row takes 30 to 32 bytes (four more with wide births)
+beside the heap.
 """
 
 from __future__ import annotations
@@ -47,15 +48,16 @@ if TYPE_CHECKING:
 __all__ = ["Checkpoint", "Damaged", "lines"]
 
 MAGIC: Final = b"CHESTIDX"
-VERSION: Final = 2
+VERSION: Final = 3
 HEADER: Final = struct.Struct("<8sIIQQQQ")
 WORD: Final = struct.Struct("<Q")
-LIMIT: Final = 1 << 32  # rows; the tables count them in 32 bits
-LOW: Final = LIMIT - 1
+LIMIT: Final = 1 << 30  # rows; the buckets count their slots' words in 32 bits
+LOW: Final = (1 << 32) - 1
 PAGE_BITS: Final = 12
 PAGE: Final = 1 << PAGE_BITS
 GROUP_BITS: Final = 8
 GROUP: Final = 1 << GROUP_BITS  # buckets, and places, that are proved together
+SLOT: Final = 4  # words of 32 bits
 CHUNK: Final = 1 << 20  # bytes handed out at a time
 
 _digest = xxhash.xxh3_64_intdigest
@@ -85,8 +87,7 @@ class _Layout(NamedTuple):
     places: int
     births: int
     buckets: int
-    tags: int
-    ordinals: int
+    slots: int
     heap: int
     padding: int
     checks: int
@@ -102,8 +103,7 @@ def _layout(header: _Header) -> _Layout:
         8 * rows,
         header.width * rows,
         4 * ((1 << _bucket_bits(rows)) + 1),
-        4 * rows,
-        4 * rows,
+        4 * SLOT * (rows + 1),
         header.heap,
     )
     begins = list(itertools.accumulate(sizes, initial=HEADER.size))
@@ -176,7 +176,7 @@ def lines(
         message = "the births descend"
         raise ValueError(message)
     base = int(birth[0]) & ~LOW if rows else 0
-    narrow = not rows or int(birth[-1]) - base < LIMIT
+    narrow = not rows or int(birth[-1]) - base <= LOW
     header = _Header(
         MAGIC,
         VERSION,
@@ -190,7 +190,7 @@ def lines(
     check = WORD.pack(_digest(front))
     layout = _layout(header)
     born = birth.astype("<u4") if narrow else birth
-    sections = [_bytes_of(each) for each in (place, born, *_tables(hash_))]
+    sections = [_bytes_of(each) for each in (place, born, *_tables(hash_, place))]
     padding = bytes(layout.checks - layout.padding)
     return _sealed(itertools.chain([front, check], sections, heap, [padding]), check)
 
@@ -203,9 +203,9 @@ def _bytes_of(column: npt.NDArray[np.unsignedinteger]) -> Buffer:
 
 
 def _tables(
-    hashes: npt.NDArray[np.uint64],
-) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.uint32], npt.NDArray[np.uint32]]:
-    """Buckets, tags, ordinals."""
+    hashes: npt.NDArray[np.uint64], places: npt.NDArray[np.uint64]
+) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.uint32]]:
+    """Buckets and slots."""
     import numpy as np
 
     bits = _bucket_bits(len(hashes))
@@ -214,13 +214,18 @@ def _tables(
     mixed = hashes & np.uint64(-1 << (64 - bits) & (1 << 64) - 1)
     mixed |= np.arange(len(hashes), dtype="<u8")
     mixed.sort()
-    ordinals = mixed.astype("<u4")
+    # Who looks into an empty bucket sees the next one's slot, so one more follows.
+    slots = np.zeros((len(hashes) + 1, SLOT), "<u4")
+    ordinals = slots[:-1, 1]
+    ordinals[:] = mixed
     mixed >>= np.uint64(64 - bits)
     buckets = np.zeros((1 << bits) + 1, "<u4")
     counts = np.bincount(mixed.view("<i8"), minlength=1 << bits)
-    np.cumsum(counts, dtype="<u4", out=buckets[1:])
-    tags = hashes.astype("<u4")[ordinals]
-    return buckets, tags, ordinals
+    np.cumsum(SLOT * counts, dtype="<u4", out=buckets[1:])
+    slots[:-1, 0] = hashes.astype("<u4")[ordinals]
+    slots.view("<u8")[:-1, 1] = places[ordinals]
+    slots[-1] = slots[-2:][0]
+    return buckets, slots
 
 
 def _sealed(pieces: Iterable[Buffer], check: bytes) -> Iterator[Buffer]:
@@ -273,12 +278,17 @@ class Checkpoint:
     ----------
     about : bytes
         What was given to `lines`; verified.
-    ordinals : memoryview
-        The rows, bucket by bucket: those that `first` says may be looked at.
-    place_words : memoryview
-        The places, each as its lower and its upper 32 bits.
-    placed : bytearray
-        Which groups of 256 places may be looked at; `prove_places` makes others so.
+    shift : int
+        A hash shifted right by so many bits is its bucket.
+    buckets : memoryview
+        Where each bucket begins in `slots`, and where the last one ends.
+    slots : memoryview
+        Of each row, bucket by bucket, four words of 32 bits: tag, ordinal, the place's
+        lower and its upper half.
+    ready : bytearray
+        Which groups of 256 buckets may be looked at; `make_ready` makes others so.
+    unready : int
+        How many may not.
 
     Raises
     ------
@@ -333,18 +343,16 @@ class Checkpoint:
         self._data = data
         self._rows = header.rows
         self._places = data[at.places : at.births].cast("Q")
-        self.place_words = data[at.places : at.births].cast("I")
-        self.placed = bytearray((header.rows >> GROUP_BITS) + 1)
+        self._placed = bytearray((header.rows >> GROUP_BITS) + 1)
         self._births = data[at.births : at.buckets].cast(
             "Q" if header.width == 8 else "I"
         )
-        self._buckets = data[at.buckets : at.tags].cast("I")
-        self._tags = data[at.tags : at.ordinals].cast("I")
-        self.ordinals = data[at.ordinals : at.heap].cast("I")
-        self._shift = 64 - _bucket_bits(header.rows)
+        self.buckets = data[at.buckets : at.slots].cast("I")
+        self.slots = data[at.slots : at.heap].cast("I")
+        self.shift = 64 - _bucket_bits(header.rows)
         self._sound = bytearray(-(-at.checks // PAGE))  # a page was proved
-        # All that `find` reads for a group of buckets was proved.
-        self._ready = bytearray((len(self._buckets) >> GROUP_BITS) + 1)
+        self.ready = bytearray(-(-(len(self.buckets) - 1) // GROUP))
+        self.unready = len(self.ready)
 
     def __len__(self) -> int:
         return self._rows
@@ -371,29 +379,12 @@ class Checkpoint:
         Damaged
             A page that says so is damaged.
         """
-        found = []
-        at = self.first(digest)
-        while at >= 0:
-            found.append(self.ordinals[at])
-            at = self.first(digest, at + 1)
-        return found
-
-    def first(self, digest: int, start: int = 0) -> int:
-        """Where in `ordinals` the first row stands that may have this hash.
-
-        From *start* on; -1 where there is none. Costs 0.3 µs. Raises as `find`.
-        """
-        bucket = digest >> self._shift
-        if not self._ready[bucket >> GROUP_BITS]:
-            self._make_ready(bucket >> GROUP_BITS)
-        buckets, tags, tag = self._buckets, self._tags, digest & LOW
-        at, end = start or buckets[bucket], buckets[bucket + 1]
-        # So few rows share a bucket that a view of them would take longer to make.
-        while at < end:
-            if tags[at] == tag:
-                return at
-            at += 1
-        return -1
+        bucket = digest >> self.shift
+        if not self.ready[bucket >> GROUP_BITS]:
+            self.make_ready(bucket >> GROUP_BITS)
+        slots, tag = self.slots, digest & LOW
+        begin, end = self.buckets[bucket], self.buckets[bucket + 1]
+        return [slots[at + 1] for at in range(begin, end, SLOT) if slots[at] == tag]
 
     def place(self, ordinal: int) -> int:
         """The place of a row. Costs 0.2 µs.
@@ -404,15 +395,11 @@ class Checkpoint:
             There is no such row, or its page is damaged.
         """
         group = self._row(ordinal) >> GROUP_BITS
-        if not self.placed[group]:
-            self.prove_places(group)
+        if not self._placed[group]:
+            begin = self._layout.places + 8 * (group << GROUP_BITS)
+            self._prove(begin, min(begin + 8 * GROUP, self._layout.births))
+            self._placed[group] = 1
         return self._places[ordinal]
-
-    def prove_places(self, group: int) -> None:
-        """Prove one group of places. Raises as `place`."""
-        begin = self._layout.places + 8 * (group << GROUP_BITS)
-        self._prove(begin, min(begin + 8 * GROUP, self._layout.births))
-        self.placed[group] = 1
 
     def birth(self, ordinal: int) -> int:
         """The birth of a row. Costs 0.2 µs.
@@ -498,8 +485,9 @@ class Checkpoint:
             A page is damaged, also one that was sound when it was first touched.
         """
         self._sound[:] = bytes(len(self._sound))
-        self._ready[:] = bytes(len(self._ready))
-        self.placed[:] = bytes(len(self.placed))
+        self.unready = len(self.ready)
+        self.ready[:] = bytes(len(self.ready))
+        self._placed[:] = bytes(len(self._placed))
         self.__dict__.pop("_checks", None)
         self._prove(0, self._layout.checks)
 
@@ -510,16 +498,16 @@ class Checkpoint:
             raise Damaged(message)
         return ordinal
 
-    def _make_ready(self, group: int) -> None:
-        """Prove all that `find` reads for one group of buckets."""
+    def make_ready(self, group: int) -> None:
+        """Prove a group of buckets, and their slots. Raises as `find`."""
         at = self._layout
         first = group << GROUP_BITS
-        last = min(first + GROUP, len(self._buckets) - 1)
+        last = min(first + GROUP, len(self.buckets) - 1)
         self._prove(at.buckets + 4 * first, at.buckets + 4 * (last + 1))
-        begin, end = self._buckets[first], self._buckets[last]
-        self._prove(at.tags + 4 * begin, at.tags + 4 * end)
-        self._prove(at.ordinals + 4 * begin, at.ordinals + 4 * end)
-        self._ready[group] = 1
+        begin, end = self.buckets[first], self.buckets[last] + SLOT
+        self._prove(at.slots + 4 * begin, at.slots + 4 * end)
+        self.ready[group] = 1
+        self.unready = self.ready.count(0)
 
     def _prove(self, begin: int, end: int) -> None:
         """Compare each page of these bytes that was not yet with its checksum."""

@@ -427,7 +427,7 @@ class Index:
         base = self.base
         assert base is not None
         try:
-            return base.has(key)
+            return base.find(key)[0] >= 0
         except LOST:
             self.lose_base()
             return self.has(key)
