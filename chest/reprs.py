@@ -169,7 +169,7 @@ def parse_bytes(
 
 
 def line(
-    name: str, path: str, keys: int, in_memory: int, used: int, budget: int
+    name: str, path: str, keys: int | None, in_memory: int, used: int, budget: int
 ) -> str:
     """Describe a chest in one line, for ``repr``.
 
@@ -180,7 +180,7 @@ def line(
     path : str
         Of the folder.
     keys, in_memory : int
-        How many there are, and how many of them are in memory.
+        How many there are, and how many of them are in memory. None: it is not known.
     used, budget : int
         Bytes.
 
@@ -191,10 +191,8 @@ def line(
     """
     memory = bytes_text(used)
     memory += ", no limit" if budget >= UNLIMITED else f" of {bytes_text(budget)}"
-    return (
-        f"<{name} at {path}: {count_text(keys, 'key')}, "
-        f"{count_text(in_memory)} in memory, {memory}>"
-    )
+    known = "" if keys is None else f"{count_text(keys, 'key')}, "
+    return f"<{name} at {path}: {known}{count_text(in_memory)} in memory, {memory}>"
 
 
 def html(

@@ -30,7 +30,7 @@ from chest import errors, lifetime
 from chest.engine import is_readonly_array
 from chest.errors import short
 from chest.memory import Options, Slot, weigh
-from chest.objects.ledger import EXPIRING, ObjectLedger, is_over
+from chest.objects.ledger import EXPIRING, THREADS, ObjectLedger, about, is_over
 from chest.objects.sealing import (
     END_NBYTES,
     GONE_NBYTES,
@@ -44,6 +44,7 @@ __all__ = ["ObjectEngine"]
 
 log = logging.getLogger("chest")
 
+MOST_REFUSALS = 3  # in a row at exit, where values are put one by one
 LARGE = 8 << 20  # bytes; such a value goes alone, in parts that go at a time
 
 
@@ -114,12 +115,21 @@ class ObjectEngine(ObjectLedger):
             The slots that could not be put, and why. They stay, dirty.
         """
         failed: list[tuple[Slot, Exception]] = []
+        down: list[errors.StoreError] = []
+        most = MOST_REFUSALS if serial else THREADS
 
         def write(slot: Slot) -> None:
+            if len(down) >= most:
+                failed.append((slot, down[-1]))  # it would wait for nothing as well
+                return
             try:
                 self._write(slot, keep=keep)
             except errors.ChestError as error:
                 failed.append((slot, error))
+                if isinstance(error, errors.StoreError):
+                    down.append(error)
+            else:
+                down.clear()
 
         small = [] if serial else [slot for slot in slots if slot.nbytes < LARGE]
         self._at_once(write, small)
@@ -131,7 +141,7 @@ class ObjectEngine(ObjectLedger):
     def _write(self, slot: Slot, *, keep: bool) -> None:
         """Put one value if that is needed, and let it go."""
         name = self._name(slot.key)
-        with self._key_lock(name):
+        with about(slot.key), self._key_lock(name):
             with self.lock:
                 if not slot.alive:
                     return  # replaced or removed meanwhile, which is dealt with there
@@ -247,7 +257,8 @@ class ObjectEngine(ObjectLedger):
         old = slot.entry if slot is not None and not slot.dirty else None
         known = old if isinstance(old, Stored) and not fresh else None
         began = time.perf_counter()
-        found = self._store.get(name, unless=known.etag if known else "")
+        with about(key):
+            found = self._store.get(name, unless=known.etag if known else "")
         if known and found and found.tag.etag == known.etag and not found.size:
             if not is_over(known):
                 with self.lock:

@@ -6,11 +6,12 @@ locks, which way a handle may be used. Does not own: how values move (`engine`).
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NoReturn, TypeVar
 
@@ -26,11 +27,12 @@ from chest.signing import Key
 from chest.stores import objects as stores
 from chest.stores.objects import Found, Listed, Tag
 
-__all__ = ["EXPIRING", "THREADS", "ObjectLedger", "is_over"]
+__all__ = ["EXPIRING", "THREADS", "WINDOW", "ObjectLedger", "about", "is_over"]
 
 log = logging.getLogger("chest")
 
 THREADS = 16  # requests at a time
+WINDOW = 2 * THREADS  # values got ahead of their turn, or put together
 LOCKS = 256  # of keys; two keys may share one
 EXPIRING = OWN + "expiring"  # an object that says that some values have a deadline
 
@@ -157,7 +159,8 @@ class ObjectLedger:
         """
         url, wanted = self._store.url(name), END_NBYTES
         while True:
-            found = self._store.get_end(name, wanted)
+            with about(key):
+                found = self._store.get_end(name, wanted)
             if found is None or found.size <= GONE_NBYTES:
                 return found, None
             entry = self._sealer.entry(found.data, found.size, key, url)
@@ -244,7 +247,8 @@ class ObjectLedger:
 
     def _at_once(self, work: Callable[[T], U], items: Sequence[T]) -> list[U]:
         """Do *work* for all, some at a time, and return what it returned."""
-        if len(items) < 2:
+        # At the interpreter's end no thread can be started any more.
+        if len(items) < 2 or not threading.main_thread().is_alive():
             return [work(each) for each in items]
         with ThreadPoolExecutor(min(THREADS, len(items))) as pool:
             return list(pool.map(work, items))
@@ -266,6 +270,16 @@ class ObjectLedger:
     def _unsupported(self, what: str, way: str) -> NoReturn:
         msg = f"{self.path}: {what} is not to be had in an object store; {way}"
         raise errors.UnsupportedError(msg, path=self.path)
+
+
+@contextlib.contextmanager
+def about(key: Hashable) -> Iterator[None]:
+    """Have what the store refuses within the block name the key."""
+    try:
+        yield
+    except (errors.StoreError, errors.UnsupportedError) as error:
+        error.key = key
+        raise
 
 
 def is_over(entry: Stored) -> bool:

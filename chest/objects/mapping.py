@@ -10,11 +10,12 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-import tempfile
+import time
 from collections.abc import Hashable, Iterable, Iterator, Mapping
 from itertools import islice
 from types import MappingProxyType
 from typing import Any, NoReturn, Self
+from urllib.parse import quote
 
 from chest import errors, expiry, facts, reprs, settings, system
 from chest.face import Face
@@ -22,15 +23,15 @@ from chest.formats.compressed import form_of
 from chest.memory import Options
 from chest.objects.atomic import MISSING, ObjectAtomic
 from chest.objects.engine import LARGE
-from chest.objects.ledger import THREADS
+from chest.objects.ledger import WINDOW, about
 from chest.objects.naming import OWN
 from chest.objects.sealing import GONE_NBYTES, Stored
+from chest.opening import temporary_folder
 from chest.settings import Settings, check_word
 from chest.stores.objects import forget_memory
 
 __all__ = ["ObjectChest", "open_chest"]
 
-WINDOW = 2 * THREADS  # values got ahead of their turn
 AHEAD_NBYTES = 8 * LARGE  # of them together, about
 
 # What a chest in a folder takes and this one does not, and its default.
@@ -151,7 +152,7 @@ class ObjectChest(ObjectAtomic, Face):
         """Remove *key* for everyone, at once; its value is not read."""
         self._check_writable()
         name = self._name(key)
-        with self._key_lock(name):
+        with about(key), self._key_lock(name):
             slot = self._slots.get(key)
             there = self._is_there(key, name)
             if there:
@@ -265,19 +266,11 @@ class ObjectChest(ObjectAtomic, Face):
             For the first value that could not be put; those that could are published.
             With a *ttl* those that could not are as they were, else they stay in memory.
         """
-        given = iter(pairs.items() if isinstance(pairs, Mapping) else pairs)
-        refused: list[errors.ChestError] = []
+        given = pairs.items() if isinstance(pairs, Mapping) else pairs
         if ttl is not None:
-            end = expiry.deadline(ttl)
-
-            def put(pair: tuple[Any, Any]) -> None:
-                try:
-                    self._put(*pair, None, end)
-                except errors.ChestError as error:
-                    refused.append(error)
-
-            while some := dict(islice(given, WINDOW)):
-                self._at_once(put, [*some.items()])
+            self._set_expiring(given, ttl)
+            return
+        refused: list[errors.ChestError] = []
         named: dict[Hashable, None] = {}
         for key, value in given:
             try:
@@ -371,6 +364,7 @@ class ObjectChest(ObjectAtomic, Face):
 
         Tried once in a process, by five small requests.
         """
+        self._check_writable()
         return self._store.honours
 
     @property
@@ -427,6 +421,26 @@ class ObjectChest(ObjectAtomic, Face):
         """When each value was put; a request for each 1,000 keys."""
         return {key: each.modified for key, each in self._living().values()}
 
+    @property
+    def _identity(self) -> str:
+        """What tells this chest from others."""
+        return self.path
+
+    def _written_before(self, keys: Iterable[Any], seconds: float) -> list[Any]:
+        """Those that were computed, or else put, that long ago."""
+        now = time.time()
+
+        def age(key: Any) -> float:
+            found, entry = self._look(key, self._name(key))
+            if found is None or entry is None:
+                return -1.0
+            return now - (entry.made or found.modified)
+
+        wanted = [*keys]
+        ages = self._at_once(age, wanted)
+        old = zip(wanted, ages, strict=True)
+        return [key for key, each in old if each >= max(0.0, seconds)]
+
     def stats(self) -> facts.Stats:
         """Counts since this handle was opened, and the present state. Asks for a list."""
         with self.lock:
@@ -453,15 +467,8 @@ class ObjectChest(ObjectAtomic, Face):
         """One line, for which the store is not asked."""
         if self._closed:
             return f"<{type(self).__name__} at {self.path}: closed>"
-        used, budget = self._memory.used, self._memory.budget
-        memory = reprs.bytes_text(used)
-        memory += (
-            ", no limit"
-            if budget >= reprs.UNLIMITED
-            else (f" of {reprs.bytes_text(budget)}")
-        )
-        count = reprs.count_text(len(self._slots))
-        return f"<{type(self).__name__} at {self.path}: {count} in memory, {memory}>"
+        kind, held, memory = type(self).__name__, len(self._slots), self._memory
+        return reprs.line(kind, self.path, None, held, memory.used, memory.budget)
 
     __str__ = __repr__
 
@@ -535,6 +542,14 @@ class ObjectChest(ObjectAtomic, Face):
     def snapshot(self, path: str | os.PathLike[str]) -> NoReturn:
         """Not here: raises `UnsupportedError`."""
         self._unsupported("snapshot()", f"Chest({os.fspath(path)!r}).update(c) copies")
+
+    def array(self, key: Hashable) -> NoReturn:
+        """Not here: raises `UnsupportedError`."""
+        self._no_folder(f"array({errors.short(key)})")
+
+    def create(self, *args: Any, **options: Any) -> NoReturn:
+        """Not here: raises `UnsupportedError`."""
+        self._no_folder("create()")
 
     def store(self, *args: Any, **options: Any) -> NoReturn:
         """Not here: raises `UnsupportedError`."""
@@ -623,7 +638,7 @@ class ObjectChest(ObjectAtomic, Face):
 
     def _like(self, path: Any) -> Self:
         """An empty chest with the same options, in a temporary folder."""
-        folder = "file://" + tempfile.mkdtemp(suffix=".chest")
+        folder = "file://" + quote(temporary_folder())
         trust = "any" if self._settings.trust == "owner" else self._settings.trust
         options = dataclasses.replace(
             self._settings, readonly=False, trust=trust, storage=None
