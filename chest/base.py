@@ -9,7 +9,9 @@ entry's record lies. The file is derived: without it the log is read.
 
 from __future__ import annotations
 
+import itertools
 import logging
+import operator
 import os
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from typing import Any
@@ -18,9 +20,10 @@ import msgspec
 import xxhash
 
 from chest import errors, keys, system
+from chest.batches import Batch, Packed
 from chest.checkpoint import GROUP_BITS, Checkpoint, Damaged, lines
 from chest.folder import Folder
-from chest.packs import Batch, Packed, Packs
+from chest.packs import Packs
 from chest.protocols import Buffer
 from chest.records import Entry
 
@@ -35,9 +38,9 @@ AnyEntry = Entry | Packed
 PACKED = 1 << 63  # a place with this bit is a batch and a place in it
 PACKED_HIGH = PACKED >> 32  # … in the upper half of it
 LOW = (1 << 32) - 1
+MANY = 4096  # keys; to look them up together is worth importing numpy
 LENGTH = 4  # bytes before each record in the heap
 PICKLED = b'"pickle"'  # in the text of a key that is pickled, or holds one
-ABSENT: tuple[int, None] = (-1, None)
 NOWHERE: tuple[int, None, int] = (-1, None, 0)
 
 _digest = xxhash.xxh3_64_intdigest
@@ -123,12 +126,40 @@ class Base:
         """The highest birth of a row."""
         return self.birth(len(self._table) - 1) if len(self._table) else 0
 
-    def find(self, key: Hashable) -> tuple[int, AnyEntry | None]:
-        """The row of *key* and its entry; -1 and None when there is none."""
+    def find(self, key: Hashable) -> AnyEntry | None:
+        """The entry of *key*; None when it has no row."""
         row, batch, place = self._seek(key)
         if batch is not None:
-            return row, Packed(batch, place)
-        return (row, self._record(place)) if row >= 0 else ABSENT
+            return Packed(batch, place)
+        return self._record(place) if row >= 0 else None
+
+    def find_many(self, named: Sequence[Hashable]) -> dict[Any, AnyEntry]:
+        """Those of these keys that have a row, and their entries, in any order."""
+        if len(named) < MANY or {*map(type, named)} != {str}:
+            return self._find_each(named)
+        import numpy as np
+
+        texts = keys.lines(named)
+        rows = self._table.first_rows(np.array([*map(_digest, texts)], np.uint64))
+        which = np.flatnonzero(rows >= 0)
+        places = self._table.places_of(rows[which])
+        packed = places >= np.uint64(PACKED)
+        # Those in no batch, and those whose hash is another key's as well.
+        again = which[~packed].tolist()
+        found: dict[Any, AnyEntry] = {}
+        for number, here, at in _by_batch(which[packed], places[packed]):
+            batch = self.batches[number]
+            there = batch.has_each(at, [texts[each] for each in here])
+            if not all(there):
+                again += itertools.compress(here, map(operator.not_, there))
+                here, at = (itertools.compress(each, there) for each in (here, at))
+            entries = map(Packed, itertools.repeat(batch), at)
+            found.update(zip(map(named.__getitem__, here), entries, strict=True))
+        return found | self._find_each([named[each] for each in again])
+
+    def _find_each(self, named: Iterable[Hashable]) -> dict[Any, AnyEntry]:
+        find = self.find
+        return {key: entry for key in named if (entry := find(key)) is not None}
 
     def has(self, key: Hashable) -> bool:
         """Whether *key* has a row."""
@@ -208,14 +239,14 @@ class Base:
             found.append(named[number][place & LOW])
         return found
 
-    def alone(self) -> Iterator[tuple[int, Entry]]:
-        """The rows that are in no batch, and their entries."""
+    def alone(self) -> Iterator[tuple[Hashable, Entry]]:
+        """The keys of the rows that are in no batch, and their entries."""
         import numpy as np
 
         places = np.frombuffer(self._table.places(), np.uint64)
-        found = np.flatnonzero(places < np.uint64(PACKED))
-        for row, place in zip(found.tolist(), places[found].tolist(), strict=True):
-            yield row, self._record(place)
+        for place in places[places < np.uint64(PACKED)].tolist():
+            entry = self._record(place)
+            yield keys.decode(entry.text, self._load_key), entry
 
     def _record(self, place: int) -> Entry:
         length = int.from_bytes(self._table.heap(place, LENGTH), "little")
@@ -343,6 +374,19 @@ def _rows_of(
         odd = [row for row, text in enumerate(texts) if PICKLED in text]
     hashes = np.array(_hashes(texts), np.uint64)
     return (hashes, born, where | np.uint64(PACKED | number << 32)), odd
+
+
+def _by_batch(
+    which: Any, places: Any
+) -> Iterator[tuple[int, Iterable[int], Iterable[int]]]:
+    """Each batch's number, those of *which* whose *places* are in it, and these there."""
+    import numpy as np
+
+    numbers, at = (places ^ np.uint64(PACKED)) >> np.uint64(32), places & np.uint64(LOW)
+    order = np.argsort(numbers, kind="stable")
+    bounds = np.flatnonzero(np.diff(numbers[order])) + 1
+    for group in np.split(order, bounds) if len(order) else ():
+        yield int(numbers[group[0]]), which[group].tolist(), at[group].tolist()
 
 
 def _hashes(texts: Iterable[bytes]) -> list[int]:

@@ -395,6 +395,32 @@ class Checkpoint:
             at += 1
         return -1
 
+    def first_rows(self, digests: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:
+        """The first row of each hash, as `find` gives them; -1 where there is none.
+
+        Costs 0.1 µs each for many. Raises as `find`.
+        """
+        import numpy as np
+
+        buckets, tags, ordinals = (
+            np.frombuffer(each, "<u4")
+            for each in (self._buckets, self._tags, self.ordinals)
+        )
+        bucket = (digests >> np.uint64(self._shift)).astype(np.intp)
+        for group in np.unique(bucket >> GROUP_BITS).tolist():
+            if not self._ready[group]:
+                self._make_ready(group)
+        at, end = buckets[bucket].astype(np.intp), buckets[bucket + 1]
+        tag, rows = digests.astype("<u4"), np.full(len(digests), -1, np.int64)
+        left = np.flatnonzero(at < end)
+        while len(left):
+            hit = tags[at[left]] == tag[left]
+            rows[left[hit]] = ordinals[at[left[hit]]]
+            left = left[~hit]
+            at[left] += 1
+            left = left[at[left] < end[left]]
+        return rows
+
     def place(self, ordinal: int) -> int:
         """The place of a row. Costs 0.2 µs.
 
@@ -413,6 +439,15 @@ class Checkpoint:
         begin = self._layout.places + 8 * (group << GROUP_BITS)
         self._prove(begin, min(begin + 8 * GROUP, self._layout.births))
         self.placed[group] = 1
+
+    def places_of(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.uint64]:
+        """`place` of each of these rows, which are there."""
+        import numpy as np
+
+        for group in np.unique(rows >> GROUP_BITS).tolist():
+            if not self.placed[group]:
+                self.prove_places(group)
+        return np.frombuffer(self._places, "<u8")[rows]
 
     def birth(self, ordinal: int) -> int:
         """The birth of a row. Costs 0.2 µs.

@@ -22,6 +22,7 @@ from collections.abc import Hashable, Iterable, Sequence
 from typing import Any
 
 from chest import errors, lifetime, system
+from chest.batches import Packed
 from chest.errors import short
 from chest.folder import (
     DAMAGED,
@@ -39,7 +40,6 @@ from chest.ledger import Changed, generation
 from chest.log import MOVED, NAME
 from chest.memory import PICKLED, Options, Slot, Weight, weigh
 from chest.packing import Packing
-from chest.packs import Packed
 from chest.readtier import Loaded, missing
 from chest.records import WORD
 from chest.settings import Settings, nothing

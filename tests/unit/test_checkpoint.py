@@ -122,6 +122,11 @@ def test_it_agrees_with_a_dict(rows, missing, heap, about):
         assert {model.hashes[row] & checkpoint.LOW for row in found} <= {
             digest & checkpoint.LOW
         }
+    digests = np.array([*known, missing, 0, 2**64 - 1], np.uint64)
+    firsts = [next(iter(opened.find(each)), -1) for each in digests.tolist()]
+    assert model.open().first_rows(digests).tolist() == firsts
+    ordinals = np.arange(len(rows))[::-1]
+    assert model.open().places_of(ordinals).tolist() == [*model.places][::-1]
     for ordinal in range(len(rows)):
         assert opened.place(ordinal) == model.places[ordinal]
         assert opened.birth(ordinal) == model.births[ordinal]
@@ -233,6 +238,21 @@ def test_a_file_cut_anywhere_is_refused_when_it_is_opened():
             Checkpoint(memoryview(model.data)[:size])
     with pytest.raises(Damaged, match="bytes instead of"):
         Checkpoint(memoryview(model.data + b"\0"))
+
+
+@pytest.mark.parametrize("ask", [Checkpoint.first_rows, Checkpoint.places_of])
+def test_who_asks_for_many_rows_meets_damage_as_well(ask):
+    model = made(spread(300))
+    digests = np.array(model.hashes if ask is Checkpoint.first_rows else range(300))
+    right = ask(model.open(), digests).tolist()
+    refused = 0
+
+    for at in range(0, len(model.data), 11):
+        try:
+            assert ask(Checkpoint(flipped(model.data, at)), digests).tolist() == right
+        except Damaged:
+            refused += 1
+    assert refused > 50
 
 
 @pytest.mark.parametrize("more", [-8, 0, 8])
