@@ -26,7 +26,7 @@ import xxhash
 from chest import keys
 from chest.records import Entry
 
-__all__ = ["Batch", "Columns", "Packed", "index_of"]
+__all__ = ["Batch", "Columns", "Packed", "dead_bits", "dead_places", "index_of"]
 
 _digest = xxhash.xxh3_64_intdigest
 
@@ -43,11 +43,13 @@ class Columns:
 
     Attributes
     ----------
+    texts : list of bytes
+        The JSON texts of the keys, where those are known instead.
     made : int
         When the youngest of them was computed; 0: not known.
     """
 
-    __slots__ = ("births", "datas", "generations", "keys", "made", "rewritten")
+    __slots__ = ("births", "datas", "generations", "keys", "made", "rewritten", "texts")
 
     def __init__(
         self,
@@ -62,7 +64,11 @@ class Columns:
         self.datas = datas or []
         self.rewritten = rewritten
         self.generations: list[int] = []
+        self.texts: list[bytes] = []
         self.made = 0
+
+    def __len__(self) -> int:
+        return len(self.births)
 
     def add(
         self, key: Hashable, birth: int, data: bytes, generation: int = 0, made: int = 0
@@ -185,6 +191,15 @@ class Batch:
         base, count = self.record.birth, self.record.count
         return [base + each for each in self._table()[2 * count : 3 * count].tolist()]
 
+    def generations(self) -> list[int]:
+        """What `generation` says of all places."""
+        count = self.record.count
+        if not self.record.rewritten:
+            return [self.record.generation] * count
+        self._table()
+        column = memoryview(self._block)[16 * count : 24 * count]
+        return column.cast("Q").tolist()
+
     def generation(self, place: int) -> int:
         """The record that published the value at *place*."""
         if not self.record.rewritten:
@@ -235,12 +250,12 @@ class Batch:
             for first, last in zip([0, *ends], ends, strict=False)
         ]
 
-    def live(self, load: keys.Loader | None) -> list[tuple[int, Any]]:
-        """(place, key) of the values that are live."""
-        named, gone = enumerate(self.passing().keys(load)), self.gone
-        if not self.dead:
-            return [*named]
-        return [each for each in named if not gone[each[0] >> 3] >> (each[0] & 7) & 1]
+    def left(self, gone: bytes | bytearray) -> list[int]:
+        """The places that are not among those bits, which are as in `gone`."""
+        places = range(self._count)
+        if not gone:
+            return [*places]
+        return [place for place in places if not gone[place >> 3] >> (place & 7) & 1]
 
     def keys(self, load: keys.Loader | None) -> list[Any]:
         """All keys."""
@@ -293,7 +308,7 @@ class Packed(msgspec.Struct, gc=False):
 
 def index_of(small: Columns, base: int) -> bytes:
     """The index of a batch."""
-    texts = keys.lines(small.keys)
+    texts = small.texts or keys.lines(small.keys)
     columns = [
         array("I", accumulate(map(len, small.datas))),
         _low_halves(array("Q", map(_digest, small.datas))),
@@ -310,3 +325,22 @@ def _low_halves(numbers: array[int]) -> array[int]:
     words = array("I")
     words.frombytes(numbers.tobytes())
     return words[sys.byteorder == "big" :: 2]
+
+
+def dead_places(record: Entry) -> frozenset[int]:
+    """The places of a batch that its record says are not live."""
+    if record.dead is None:
+        return frozenset()
+    return frozenset(
+        place
+        for place in range(record.count)
+        if record.dead[place >> 3] >> (place & 7) & 1
+    )
+
+
+def dead_bits(count: int, dead: Iterable[int]) -> bytes:
+    """Those of *count* places that are dead, as a record has them."""
+    bits = bytearray(-(-count // 8))
+    for place in dead:
+        bits[place >> 3] |= 1 << (place & 7)
+    return bytes(bits)

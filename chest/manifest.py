@@ -35,7 +35,6 @@ import re
 import secrets
 from collections.abc import (
     Callable,
-    Collection,
     Hashable,
     Iterator,
     Mapping,
@@ -45,14 +44,14 @@ from contextlib import AbstractContextManager
 
 from chest import errors, folder, keys, system
 from chest.base import INDEX, open_base
-from chest.batches import Batch
+from chest.batches import Batch, dead_places
 from chest.index import AnyEntry, Index
 from chest.log import IS_MOVED, MOVED, NAME, LogFile, Unmapped
 from chest.packs import Packs
 from chest.records import MAGIC, Entry, Header, Lines, Signer
 from chest.rewrite import Rewrite, Source, starts_checkpoint
 
-__all__ = ["Manifest", "dead_bits", "dead_places"]
+__all__ = ["Manifest"]
 
 CHECKPOINT_SHARE = 8  # a checkpoint is written when 1/8 of the entries are newer
 SECTOR = 512  # bytes; a disk writes at least so many, or none
@@ -302,7 +301,7 @@ class Manifest(LogFile):
         StoreError
             The disk refused; the log in use is as it was.
         """
-        if rewrite.source.opening != self._opening:
+        if rewrite.source.opening != self._opening or not rewrite.stands():
             return False
         if rewrite.has_log:
             offset, number = rewrite.source.position, rewrite.source.generation
@@ -635,22 +634,3 @@ def _is_torn(line: bytes, offset: int) -> bool:
         (begin == 0 or not (offset + begin) % SECTOR) and not (offset + end) % SECTOR
         for begin, end in holes
     )
-
-
-def dead_places(record: Entry) -> frozenset[int]:
-    """The places of a batch that its record says are not live."""
-    if record.dead is None:
-        return frozenset()
-    return frozenset(
-        place
-        for place in range(record.count)
-        if record.dead[place >> 3] >> (place & 7) & 1
-    )
-
-
-def dead_bits(count: int, dead: Collection[int]) -> bytes:
-    """Those of *count* places that are dead, as a record has them."""
-    bits = bytearray(-(-count // 8))
-    for place in dead:
-        bits[place >> 3] |= 1 << (place & 7)
-    return bytes(bits)

@@ -101,7 +101,7 @@ class Packs:
             birth=base,
             size=len(block),
             digest=f"{_digest(block):016x}",
-            count=len(small.keys),
+            count=len(small),
             rewritten=small.rewritten,
             made=small.made,
         )

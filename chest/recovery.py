@@ -18,14 +18,14 @@ from typing import Any, NamedTuple, cast
 import msgspec
 
 from chest import errors, keys, system
-from chest.batches import Batch, Packed
+from chest.batches import Batch, Packed, dead_bits
 from chest.facts import Problem, Recovered
 from chest.folder import DAMAGED, PACK, SEAL, Folder, refusals
 from chest.formats import footer as frame
 from chest.formats.compressed import CODECS, Compressed, form_of
 from chest.index import AnyEntry
 from chest.log import MOVED, NAME
-from chest.manifest import Manifest, dead_bits
+from chest.manifest import Manifest
 from chest.opening import formats, open_folder
 from chest.packs import Packs
 from chest.protocols import Source as File

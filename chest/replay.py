@@ -18,13 +18,12 @@ import msgspec
 
 from chest import errors, keys, system
 from chest.base import INDEX, About
-from chest.batches import Batch
+from chest.batches import Batch, dead_places
 from chest.checkpoint import Checkpoint, Damaged
 from chest.facts import Problem
 from chest.folder import Folder
 from chest.index import Index
 from chest.log import NAME
-from chest.manifest import dead_places
 from chest.packs import Packs
 from chest.records import MAGIC, SIGNED, WORD, Entry, Header, Lines
 

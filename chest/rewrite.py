@@ -11,17 +11,19 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Collection, Hashable, Iterator, Sequence
 from typing import NamedTuple
 
 import msgspec
 
 from chest import errors
 from chest.base import INDEX, About, rows
-from chest.batches import Batch
-from chest.folder import Aside, Folder, refused
+from chest.batches import Batch, dead_bits
+from chest.folder import Aside, Folder, refusals, refused
 from chest.index import Index
 from chest.log import NAME, START
+from chest.moving import Move
+from chest.packs import Packs
 from chest.records import Entry, Header, Lines
 
 __all__ = ["Rewrite", "Source", "starts_checkpoint"]
@@ -86,9 +88,40 @@ class Rewrite:
         ]
         self._birth, self._records = index.birth, index.records
         self._file_nbytes, self._count = index.file_nbytes, len(index)
+        self._moved: Move | None = None
         self._log: Aside | None = None
         self._checkpoint: Aside | None = None
         self.number = 0  # of the new log's last record
+
+    def move(self, poor: Collection[str], packs: Packs, *, sync: bool) -> None:
+        """Move what is live in these packs to another one; no lock.
+
+        To be followed by `write` of a log, which says where it lies now: no record is
+        published for what only moves.
+
+        Raises
+        ------
+        StoreError
+            The disk refuses; nothing has changed.
+        CorruptChestError
+            The index of a batch is damaged.
+        """
+        move = Move(packs, sync=sync, generation=self.source.generation)
+        self._moved, kept = move, []
+        with refusals(self._home.path, "takes no pack"):
+            for batch, gone in self._batches:
+                if batch.name not in poor:
+                    kept.append((batch, gone))
+                elif stay := move.take(batch, gone):
+                    places = {*range(batch.record.count)}.difference(stay)
+                    kept.append((batch, dead_bits(batch.record.count, places)))
+            kept += [(batch, b"") for batch in move.finish()]
+        self._batches = kept
+
+    def stands(self) -> bool:
+        """Nobody swept what was moved; called under the manifest's lock."""
+        with refusals(self._home.path, "could not be read"):
+            return self._moved is None or self._moved.stands()
 
     def write(self, *, log: bool) -> None:
         """Write a log of the live entries and its checkpoint, or one of the log in use.
@@ -166,6 +199,8 @@ class Rewrite:
         for aside in (self._log, self._checkpoint):
             if aside is not None:
                 aside.discard()
+        if self._moved is not None and not self.placed:
+            self._moved.discard()
 
     # -- steps -------------------------------------------------------------------------
 

@@ -12,11 +12,11 @@ from collections.abc import Collection, Hashable, Iterable, Sequence
 import msgspec
 
 from chest import errors, keys
-from chest.batches import Batch, Columns, Packed
+from chest.batches import Batch, Columns, Packed, dead_bits
 from chest.folder import SPARE, refusals
 from chest.formats.pickle5 import Pickle5, undecodable
 from chest.index import AnyEntry
-from chest.manifest import Manifest, dead_bits
+from chest.manifest import Manifest
 from chest.packs import Packs
 from chest.protocols import Format
 from chest.records import Entry

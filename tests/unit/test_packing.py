@@ -46,6 +46,18 @@ def test_many_small_values_that_are_written_at_once_take_one_file(
         assert c.verify() == []
 
 
+def test_births_are_looked_up_once_for_all_values_of_a_pack(
+    chest_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To find those without one, all that were published before are passed."""
+    looks: list[Any] = []
+    born = Chest._born
+    monkeypatch.setattr(Chest, "_born", lambda c: (looks.append(c), born(c))[1])
+    with Chest(chest_dir) as c:
+        c.set_many((f"k{i}", i) for i in range(1000))
+        assert len(looks) < 10
+
+
 def test_a_few_small_values_get_a_file_each(chest_dir: Path) -> None:
     few = dict(list(MANY.items())[:-1])
     with Chest(few, chest_dir) as c:
