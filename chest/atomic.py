@@ -19,6 +19,7 @@ from sys import getsizeof
 from typing import Any, NamedTuple, TypeVar
 
 from chest import errors, expiry, keys
+from chest.batches import Packed
 from chest.bulk import Bulk
 from chest.engine import is_readonly_array
 from chest.errors import short
@@ -26,7 +27,6 @@ from chest.index import AnyEntry, same
 from chest.ledger import generation
 from chest.memory import Options, Slot, Weight, weigh
 from chest.packing import INLINE_NBYTES
-from chest.packs import Packed
 from chest.records import Entry
 from chest.sizing import SCALARS
 from chest.spill import MOST_DRAFTS, Written

@@ -239,6 +239,19 @@ class MemoryTier:
         elif key in self.values:
             self.drop_bare([key])
 
+    def forget_many(self, gone: Collection[Hashable]) -> None:
+        """`forget` each of them, which are named once."""
+        values, slots = self.values, self.slots
+        bare: list[Hashable] = []
+        for key in gone if values else ():
+            slot = slots.get(key)
+            if slot is not None:
+                self.drop(slot)
+            elif key in values:
+                bare.append(key)
+        if bare:
+            self.drop_bare(bare)
+
     def drop_clean(self, slots: Iterable[Slot], stay: Collection[int] = ()) -> None:
         """Let those go that are not dirty, but for the ids in *stay*."""
         known, values = self.slots, self.values

@@ -16,10 +16,11 @@ from collections.abc import Collection, Hashable, Iterable, Iterator, Sequence
 from typing import Any
 
 from chest import errors
+from chest.batches import Columns, Packed
 from chest.index import LOST, AnyEntry, unchanged
 from chest.ledger import Ledger, generation
 from chest.memory import Options, Slot
-from chest.packs import BATCH_KEYS, Columns, Packed
+from chest.packs import BATCH_KEYS
 from chest.rewrite import Rewrite
 from chest.small import PACKED_NBYTES
 from chest.spill import MOST_DRAFTS, Job, Written
@@ -253,8 +254,9 @@ class Packing(Ledger):
 
     def _forget_slots(self, replaced: Iterable[Hashable]) -> None:
         """Values in memory that others took the place of go. Locks held."""
-        for key in replaced:
-            self._memory.forget(key)
+        gone = dict.fromkeys(replaced)
+        self._memory.forget_many(gone)
+        for key in gone if self._fresh else ():
             self._forget_fresh(key)
 
     def _inlined(self, jobs: Sequence[Job]) -> list[Written] | None:

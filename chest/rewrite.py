@@ -16,12 +16,12 @@ from typing import NamedTuple
 
 import msgspec
 
-from chest import errors, keys
+from chest import errors
 from chest.base import INDEX, About, rows
+from chest.batches import Batch
 from chest.folder import Aside, Folder, refused
 from chest.index import Index
 from chest.log import NAME, START
-from chest.packs import Batch
 from chest.records import Entry, Header, Lines
 
 __all__ = ["Rewrite", "Source", "starts_checkpoint"]
@@ -66,8 +66,6 @@ class Rewrite:
         Copied here, as far as it changes; costs what it takes to copy a dict of what is
         newer than its checkpoint.
     source : Source
-    load_key : callable or None
-        Loads pickled keys.
     """
 
     def __init__(
@@ -76,14 +74,11 @@ class Rewrite:
         lines: Lines,
         index: Index,
         source: Source,
-        load_key: keys.Loader | None,
     ) -> None:
         self.source = source
         self._home = home
         self._lines = lines
-        self._load_key = load_key
-        self._base, self._hidden = index.base, index.hidden.copy()
-        self._entries = index.entries.copy()
+        self._base, self._entries = index.base, index.entries.copy()
         self._batches = [
             (batch, bytes(batch.gone))
             for batch in index.batches
@@ -209,11 +204,7 @@ class Rewrite:
         entries = self._entries
         found = [(key, entry) for key, entry in entries.items() if type(entry) is Entry]
         if self._base is not None:
-            for row, entry in self._base.alone():
-                if row in self._hidden:
-                    continue
-                key = keys.decode(entry.text, self._load_key)
-                if key not in entries:  # else it was replaced
-                    found.append((key, entry))
+            alone = self._base.alone()
+            found += (pair for pair in alone if pair[0] not in entries)
         found.sort(key=lambda pair: (pair[1].birth, pair[1].generation))
         return found

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
+from chest.batches import Batch, Columns
 from chest.folder import Folder
 from chest.index import Index, same
-from chest.packs import Batch, Columns, Packs
+from chest.packs import Packs
 from chest.records import Entry
 
 

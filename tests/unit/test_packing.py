@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from chest import Chest, errors
+from chest.batches import Batch
 from chest.packing import FEWEST_PACKED, MOST_PACKS
-from chest.packs import Batch
 from tests.failures import scenes
 
 MANY = {f"k{i}": [i, "small"] for i in range(FEWEST_PACKED)}
