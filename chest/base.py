@@ -374,7 +374,8 @@ def _rows_of(
     import numpy as np
 
     texts, born = batch.texts(), np.array(batch.births(), np.int64)
-    starts = np.array(batch.starts(), np.uint64)
+    starts = np.full(len(texts), batch.keys_at, np.uint64)
+    starts[1:] += np.array(batch.key_ends()[:-1], np.uint64)
     where = np.arange(len(texts), dtype=np.uint64)
     if gone:
         bits = np.unpackbits(np.frombuffer(gone, np.uint8), bitorder="little")

@@ -96,17 +96,19 @@ class Batch:
         Their places as bits, as a record has them; empty when all are live.
     block : bytes
         The batch's index; empty before it is first needed, see `load`.
+    keys_at : int
+        Where the text of the first key begins in it.
     """
 
     __slots__ = (
         "_columns",
         "_count",
         "_fetch",
-        "_keys_at",
         "_start",
         "block",
         "dead",
         "gone",
+        "keys_at",
         "name",
         "record",
     )
@@ -122,7 +124,7 @@ class Batch:
         self.dead = 0
         self.gone: bytearray | bytes = b""
         self._count, self._start = record.count, record.start
-        self._keys_at = (24 if record.rewritten else 16) * record.count
+        self.keys_at = (24 if record.rewritten else 16) * record.count
         self._fetch = fetch
         self.block = b""
         self._columns: memoryview | None = None
@@ -207,23 +209,22 @@ class Batch:
     def text(self, place: int) -> bytes:
         """The JSON text of the key at *place*."""
         ends, offset = self._table(), 3 * self.record.count + place
-        first = self._keys_at + (ends[offset - 1] if place else 0)
-        return self.block[first : self._keys_at + ends[offset]]
+        first = self.keys_at + (ends[offset - 1] if place else 0)
+        return self.block[first : self.keys_at + ends[offset]]
 
-    def starts(self) -> list[int]:
-        """Where the text of each key begins in `block`."""
-        at, ends = self._keys_at, self._table()[3 * self._count :].tolist()
-        return [at, *(at + end for end in ends[:-1])]
+    def key_ends(self) -> memoryview:
+        """Where the text of each key ends in `block`, counted from `keys_at`."""
+        return self._table()[3 * self._count :]
 
     def mentions(self, part: bytes) -> bool:
         """Whether *part* stands in the text of any key; sometimes True without need."""
         self._table()
-        return self.block.find(part, self._keys_at) >= 0
+        return self.block.find(part, self.keys_at) >= 0
 
     def texts(self) -> list[bytes]:
         """The JSON texts of all keys."""
-        ends = self._table()[3 * self.record.count :].tolist()
-        block, at = self.block, self._keys_at
+        ends = self.key_ends().tolist()
+        block, at = self.block, self.keys_at
         return [
             block[at + first : at + last]
             for first, last in zip([0, *ends], ends, strict=False)
