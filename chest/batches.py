@@ -100,18 +100,21 @@ class Batch:
         deleted since.
     gone : bytes-like
         Their places as bits, as a record has them; empty when all are live.
+    block : bytes
+        The batch's index; empty before it is first needed, see `load`.
+    keys_at : int
+        Where the text of the first key begins in it.
     """
 
     __slots__ = (
-        "_block",
         "_columns",
         "_count",
         "_fetch",
-        "_key_ends",
-        "_keys_at",
         "_start",
+        "block",
         "dead",
         "gone",
+        "keys_at",
         "name",
         "record",
     )
@@ -126,11 +129,10 @@ class Batch:
         self.name = record.name
         self.dead = 0
         self.gone: bytearray | bytes = b""
-        self._count, self._key_ends = record.count, 3 * record.count
-        self._start = record.start
-        self._keys_at = (24 if record.rewritten else 16) * record.count
+        self._count, self._start = record.count, record.start
+        self.keys_at = (24 if record.rewritten else 16) * record.count
         self._fetch = fetch
-        self._block = b""
+        self.block = b""
         self._columns: memoryview | None = None
         if block is not None:
             self._take(block)
@@ -163,8 +165,13 @@ class Batch:
         assert self._fetch is not None
         return Batch(self.record, self._fetch(self.record))
 
+    def load(self) -> bytes:
+        """Read the index, if that was not done yet."""
+        self._table()
+        return self.block
+
     def _take(self, block: bytes) -> memoryview:
-        self._block = block
+        self.block = block
         self._columns = memoryview(block)[: 16 * self.record.count].cast("I")
         return self._columns
 
@@ -196,8 +203,7 @@ class Batch:
         count = self.record.count
         if not self.record.rewritten:
             return [self.record.generation] * count
-        self._table()
-        column = memoryview(self._block)[16 * count : 24 * count]
+        column = memoryview(self.load())[16 * count : 24 * count]
         return column.cast("Q").tolist()
 
     def generation(self, place: int) -> int:
@@ -206,7 +212,7 @@ class Batch:
             return self.record.generation
         self._table()
         at = 16 * self.record.count + 8 * place
-        return int.from_bytes(self._block[at : at + 8], "little")
+        return int.from_bytes(self.block[at : at + 8], "little")
 
     def where(self, place: int) -> tuple[int, int, int]:
         """(offset in the pack, size, check) of the value at *place*."""
@@ -214,37 +220,25 @@ class Batch:
         first, end = ends[place - 1] if place else 0, ends[place]
         return self._start + first, end - first, ends[self._count + place]
 
-    def has(self, place: int, text: bytes) -> bool:
-        """Whether *text*, the JSON text of a str, is that of the key at *place*."""
-        ends = self._columns or self._table()
-        first = self._keys_at
-        if place:
-            first += ends[self._key_ends + place - 1]
-        # Where the other text ends need not be asked: no JSON text of a str begins another.
-        return self._block.startswith(text, first)
-
-    def has_each(self, places: Iterable[int], texts: Iterable[bytes]) -> list[bool]:
-        """`has` for each place and text."""
-        ends, ahead = self._table(), self._key_ends - 1
-        at = self._keys_at
-        starts = [at + ends[ahead + place] if place else at for place in places]
-        return [*map(self._block.startswith, texts, starts)]
-
     def text(self, place: int) -> bytes:
         """The JSON text of the key at *place*."""
         ends, offset = self._table(), 3 * self.record.count + place
-        first = self._keys_at + (ends[offset - 1] if place else 0)
-        return self._block[first : self._keys_at + ends[offset]]
+        first = self.keys_at + (ends[offset - 1] if place else 0)
+        return self.block[first : self.keys_at + ends[offset]]
+
+    def key_ends(self) -> memoryview:
+        """Where the text of each key ends in `block`, counted from `keys_at`."""
+        return self._table()[3 * self._count :]
 
     def mentions(self, part: bytes) -> bool:
         """Whether *part* stands in the text of any key; sometimes True without need."""
         self._table()
-        return self._block.find(part, self._keys_at) >= 0
+        return self.block.find(part, self.keys_at) >= 0
 
     def texts(self) -> list[bytes]:
         """The JSON texts of all keys."""
-        ends = self._table()[3 * self.record.count :].tolist()
-        block, at = self._block, self._keys_at
+        ends = self.key_ends().tolist()
+        block, at = self.block, self.keys_at
         return [
             block[at + first : at + last]
             for first, last in zip([0, *ends], ends, strict=False)

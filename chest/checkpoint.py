@@ -1,23 +1,24 @@
 """An immutable hash table in a file that is mapped, not read.
 
 Owns: the file's layout, its checksums, the look-up by hash. Does not own: the file
-itself, what a row's place and the heap's bytes mean, the comparison of keys: a hash that
-is found says which rows to compare.
+itself, what a row's place, its hint and the heap's bytes mean, the comparison of keys: a
+hash that is found says which places to compare.
 
 The file, all numbers little-endian, n rows in order of birth::
 
     header      magic, version, counts, "about" padded to 8 bytes, their checksum
     places      n × u64
     births      n × u32, the low halves; or n × u64 when the high halves differ
-    buckets     u32: where each bucket begins in the two tables below; one more: n
-    tags        n × u32, the low halves of the hashes, bucket by bucket
-    ordinals    n × u32, the rows, in the same order
+    buckets     u32: at which word each bucket's slots begin, and where the last end
+    slots       n × (u32 tag, u32 hint, u64 place), bucket by bucket; the last again
     heap        bytes; padded to 8
     checks      u64 for each page of 4096 bytes of all above
     seal        u64: the checksum of the checks
 
-A row's bucket is the top bits of its hash; there are between n/2 and n buckets. So a
-row takes 22 to 24 bytes (four more with wide births) beside the heap.
+A row's bucket is the top bits of its hash, its tag the low half; there are between n/2
+and n buckets. A slot repeats the row's place, and has a hint for who compares the key, so
+that a look-up touches one page more than the bucket's and no third. So a row takes 30 to
+32 bytes (four more with wide births) beside the heap.
 """
 
 from __future__ import annotations
@@ -47,15 +48,16 @@ if TYPE_CHECKING:
 __all__ = ["Checkpoint", "Damaged", "lines"]
 
 MAGIC: Final = b"CHESTIDX"
-VERSION: Final = 2
+VERSION: Final = 3
 HEADER: Final = struct.Struct("<8sIIQQQQ")
 WORD: Final = struct.Struct("<Q")
-LIMIT: Final = 1 << 32  # rows; the tables count them in 32 bits
-LOW: Final = LIMIT - 1
+LIMIT: Final = 1 << 30  # rows; the buckets count their slots' words in 32 bits
+LOW: Final = (1 << 32) - 1
 PAGE_BITS: Final = 12
 PAGE: Final = 1 << PAGE_BITS
 GROUP_BITS: Final = 8
 GROUP: Final = 1 << GROUP_BITS  # buckets, and places, that are proved together
+SLOT: Final = 4  # words of 32 bits
 CHUNK: Final = 1 << 20  # bytes handed out at a time
 
 _digest = xxhash.xxh3_64_intdigest
@@ -85,8 +87,7 @@ class _Layout(NamedTuple):
     places: int
     births: int
     buckets: int
-    tags: int
-    ordinals: int
+    slots: int
     heap: int
     padding: int
     checks: int
@@ -102,8 +103,7 @@ def _layout(header: _Header) -> _Layout:
         8 * rows,
         header.width * rows,
         4 * ((1 << _bucket_bits(rows)) + 1),
-        4 * rows,
-        4 * rows,
+        4 * SLOT * (rows + 1),
         header.heap,
     )
     begins = list(itertools.accumulate(sizes, initial=HEADER.size))
@@ -122,6 +122,7 @@ def lines(
     hashes: Column,
     births: Column,
     places: Column,
+    hints: Column,
     heap: Sequence[Buffer],
 ) -> Iterator[Buffer]:
     """The file of a checkpoint, piece by piece, in order.
@@ -136,6 +137,8 @@ def lines(
     hashes, births, places : array('Q') or numpy.ndarray of uint64
         One number a row, births ascending. Hashes should be spread well over all 64
         bits: `Checkpoint.find` is as slow as rows share their upper bits.
+    hints : the same
+        Below 2³²; handed back beside the place.
     heap : sequence of bytes-like
         The bytes that `Checkpoint.heap` hands out, one after another; views have items
         of one byte.
@@ -155,28 +158,30 @@ def lines(
     >>> from array import array
     >>> row = array("Q", [7])
     >>> data = b"".join(
-    ...     lines(about=b"{}", hashes=row, births=row, places=row, heap=[])
+    ...     lines(about=b"{}", hashes=row, births=row, places=row, hints=row, heap=[])
     ... )
     >>> Checkpoint(memoryview(data)).find(7)
     [0]
     """
     import numpy as np
 
-    hash_, birth, place = (
-        np.asarray(column, "<u8") for column in (hashes, births, places)
+    hash_, birth, place, hint = (
+        np.asarray(column, "<u8") for column in (hashes, births, places, hints)
     )
     rows = len(hash_)
     if rows >= LIMIT:
         message = f"{rows} rows: a checkpoint holds less than {LIMIT}"
         raise ValueError(message)
-    if not rows == len(birth) == len(place):
-        message = f"{rows} hashes, {len(birth)} births, {len(place)} places"
+    if not rows == len(birth) == len(place) == len(hint):
+        message = (
+            f"{rows} hashes, {len(birth)} births, {len(place)} places, {len(hint)}"
+        )
         raise ValueError(message)
     if (birth[1:] < birth[:-1]).any():
         message = "the births descend"
         raise ValueError(message)
     base = int(birth[0]) & ~LOW if rows else 0
-    narrow = not rows or int(birth[-1]) - base < LIMIT
+    narrow = not rows or int(birth[-1]) - base <= LOW
     header = _Header(
         MAGIC,
         VERSION,
@@ -190,7 +195,7 @@ def lines(
     check = WORD.pack(_digest(front))
     layout = _layout(header)
     born = birth.astype("<u4") if narrow else birth
-    sections = [_bytes_of(each) for each in (place, born, *_tables(hash_))]
+    sections = [_bytes_of(each) for each in (place, born, *_tables(hash_, place, hint))]
     padding = bytes(layout.checks - layout.padding)
     return _sealed(itertools.chain([front, check], sections, heap, [padding]), check)
 
@@ -204,8 +209,10 @@ def _bytes_of(column: npt.NDArray[np.unsignedinteger]) -> Buffer:
 
 def _tables(
     hashes: npt.NDArray[np.uint64],
-) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.uint32], npt.NDArray[np.uint32]]:
-    """Buckets, tags, ordinals."""
+    places: npt.NDArray[np.uint64],
+    hints: npt.NDArray[np.uint64],
+) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.uint32]]:
+    """Buckets and slots."""
     import numpy as np
 
     bits = _bucket_bits(len(hashes))
@@ -214,13 +221,18 @@ def _tables(
     mixed = hashes & np.uint64(-1 << (64 - bits) & (1 << 64) - 1)
     mixed |= np.arange(len(hashes), dtype="<u8")
     mixed.sort()
-    ordinals = mixed.astype("<u4")
+    # Who looks into an empty bucket sees the next one's slot, so one more follows.
+    slots = np.zeros((len(hashes) + 1, SLOT), "<u4")
+    rows = mixed.astype("<u4")
     mixed >>= np.uint64(64 - bits)
     buckets = np.zeros((1 << bits) + 1, "<u4")
     counts = np.bincount(mixed.view("<i8"), minlength=1 << bits)
-    np.cumsum(counts, dtype="<u4", out=buckets[1:])
-    tags = hashes.astype("<u4")[ordinals]
-    return buckets, tags, ordinals
+    np.cumsum(SLOT * counts, dtype="<u4", out=buckets[1:])
+    slots[:-1, 0] = hashes.astype("<u4")[rows]
+    slots[:-1, 1] = hints[rows]
+    slots.view("<u8")[:-1, 1] = places[rows]
+    slots[-1] = slots[-2:][0]
+    return buckets, slots
 
 
 def _sealed(pieces: Iterable[Buffer], check: bytes) -> Iterator[Buffer]:
@@ -273,12 +285,17 @@ class Checkpoint:
     ----------
     about : bytes
         What was given to `lines`; verified.
-    ordinals : memoryview
-        The rows, bucket by bucket: those that `first` says may be looked at.
-    place_words : memoryview
-        The places, each as its lower and its upper 32 bits.
-    placed : bytearray
-        Which groups of 256 places may be looked at; `prove_places` makes others so.
+    shift : int
+        A hash shifted right by so many bits is its bucket.
+    buckets : memoryview
+        Where each bucket begins in `slots`, and where the last one ends.
+    slots : memoryview
+        Of each row, bucket by bucket, four words of 32 bits: tag, hint, the place's
+        lower and its upper half.
+    ready : bytearray
+        Which groups of 256 buckets may be looked at; `make_ready` makes others so.
+    unready : int
+        How many may not.
 
     Raises
     ------
@@ -298,15 +315,15 @@ class Checkpoint:
     ...         hashes=array("Q", [1 << 60, 5]),
     ...         births=array("Q", [10, 20]),
     ...         places=array("Q", [0, 3]),
+    ...         hints=array("Q", [0, 0]),
     ...         heap=[b"oneone"],
     ...     )
     ... )
     >>> checkpoint = Checkpoint(memoryview(data))
     >>> len(checkpoint), checkpoint.about
     (2, b'two rows')
-    >>> [row] = checkpoint.find(5)
-    >>> row, checkpoint.birth(row), checkpoint.place(row)
-    (1, 20, 3)
+    >>> checkpoint.find(5), checkpoint.place(1), checkpoint.birth(1)
+    ([3], 3, 20)
     >>> bytes(checkpoint.heap(3, 3))
     b'one'
     """
@@ -333,24 +350,22 @@ class Checkpoint:
         self._data = data
         self._rows = header.rows
         self._places = data[at.places : at.births].cast("Q")
-        self.place_words = data[at.places : at.births].cast("I")
-        self.placed = bytearray((header.rows >> GROUP_BITS) + 1)
+        self._placed = bytearray((header.rows >> GROUP_BITS) + 1)
         self._births = data[at.births : at.buckets].cast(
             "Q" if header.width == 8 else "I"
         )
-        self._buckets = data[at.buckets : at.tags].cast("I")
-        self._tags = data[at.tags : at.ordinals].cast("I")
-        self.ordinals = data[at.ordinals : at.heap].cast("I")
-        self._shift = 64 - _bucket_bits(header.rows)
+        self.buckets = data[at.buckets : at.slots].cast("I")
+        self.slots = data[at.slots : at.heap].cast("I")
+        self.shift = 64 - _bucket_bits(header.rows)
         self._sound = bytearray(-(-at.checks // PAGE))  # a page was proved
-        # All that `find` reads for a group of buckets was proved.
-        self._ready = bytearray((len(self._buckets) >> GROUP_BITS) + 1)
+        self.ready = bytearray(-(-(len(self.buckets) - 1) // GROUP))
+        self.unready = len(self.ready)
 
     def __len__(self) -> int:
         return self._rows
 
     def find(self, digest: int) -> Sequence[int]:
-        """Which rows may have this hash.
+        """The places of the rows that may have this hash.
 
         Costs 0.6 µs, O(1) for hashes that are spread well.
 
@@ -362,64 +377,53 @@ class Checkpoint:
         Returns
         -------
         sequence of int
-            Ascending ordinals of all rows with this hash: mostly none or one. As the
-            bits between the bucket's and the tag's are not kept, one look-up in a
-            billion finds another row besides; compare the keys.
+            Those of all rows with this hash, in order: mostly none or one. As the bits
+            between the bucket's and the tag's are not kept, one look-up in a billion
+            finds another row's besides; compare the keys.
 
         Raises
         ------
         Damaged
             A page that says so is damaged.
         """
-        found = []
-        at = self.first(digest)
-        while at >= 0:
-            found.append(self.ordinals[at])
-            at = self.first(digest, at + 1)
-        return found
+        bucket = digest >> self.shift
+        if not self.ready[bucket >> GROUP_BITS]:
+            self.make_ready(bucket >> GROUP_BITS)
+        slots, tag = self.slots, digest & LOW
+        begin, end = self.buckets[bucket], self.buckets[bucket + 1]
+        return [
+            slots[at + 3] << 32 | slots[at + 2]
+            for at in range(begin, end, SLOT)
+            if slots[at] == tag
+        ]
 
-    def first(self, digest: int, start: int = 0) -> int:
-        """Where in `ordinals` the first row stands that may have this hash.
-
-        From *start* on; -1 where there is none. Costs 0.3 µs. Raises as `find`.
-        """
-        bucket = digest >> self._shift
-        if not self._ready[bucket >> GROUP_BITS]:
-            self._make_ready(bucket >> GROUP_BITS)
-        buckets, tags, tag = self._buckets, self._tags, digest & LOW
-        at, end = start or buckets[bucket], buckets[bucket + 1]
-        # So few rows share a bucket that a view of them would take longer to make.
-        while at < end:
-            if tags[at] == tag:
-                return at
-            at += 1
-        return -1
-
-    def first_rows(self, digests: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:
-        """The first row of each hash, as `find` gives them; -1 where there is none.
+    def find_many(
+        self, digests: npt.NDArray[np.uint64]
+    ) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.uint64], npt.NDArray[np.uint32]]:
+        """Which of these hashes a row may have; the place and the hint of the first.
 
         Costs 0.1 µs each for many. Raises as `find`.
         """
         import numpy as np
 
-        buckets, tags, ordinals = (
-            np.frombuffer(each, "<u4")
-            for each in (self._buckets, self._tags, self.ordinals)
-        )
-        bucket = (digests >> np.uint64(self._shift)).astype(np.intp)
+        buckets = np.frombuffer(self.buckets, "<u4")
+        slots = np.frombuffer(self.slots, "<u4").reshape(-1, SLOT)
+        bucket = (digests >> np.uint64(self.shift)).astype(np.intp)
         for group in np.unique(bucket >> GROUP_BITS).tolist():
-            if not self._ready[group]:
-                self._make_ready(group)
-        at, end = buckets[bucket].astype(np.intp), buckets[bucket + 1]
-        tag, rows = digests.astype("<u4"), np.full(len(digests), -1, np.int64)
+            if not self.ready[group]:
+                self.make_ready(group)
+        at, end = (buckets[each] // SLOT for each in (bucket, bucket + 1))
+        tag, is_found = digests.astype("<u4"), np.zeros(len(digests), bool)
         left = np.flatnonzero(at < end)
         while len(left):
-            hit = tags[at[left]] == tag[left]
-            rows[left[hit]] = ordinals[at[left[hit]]]
+            hit = slots[at[left], 0] == tag[left]
+            is_found[left[hit]] = True
             left = left[~hit]
             at[left] += 1
             left = left[at[left] < end[left]]
-        return rows
+        which = np.flatnonzero(is_found)
+        found = slots[at[which]]
+        return which, found.view("<u8")[:, 1], found[:, 1]
 
     def place(self, ordinal: int) -> int:
         """The place of a row. Costs 0.2 µs.
@@ -430,24 +434,11 @@ class Checkpoint:
             There is no such row, or its page is damaged.
         """
         group = self._row(ordinal) >> GROUP_BITS
-        if not self.placed[group]:
-            self.prove_places(group)
+        if not self._placed[group]:
+            begin = self._layout.places + 8 * (group << GROUP_BITS)
+            self._prove(begin, min(begin + 8 * GROUP, self._layout.births))
+            self._placed[group] = 1
         return self._places[ordinal]
-
-    def prove_places(self, group: int) -> None:
-        """Prove one group of places. Raises as `place`."""
-        begin = self._layout.places + 8 * (group << GROUP_BITS)
-        self._prove(begin, min(begin + 8 * GROUP, self._layout.births))
-        self.placed[group] = 1
-
-    def places_of(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.uint64]:
-        """`place` of each of these rows, which are there."""
-        import numpy as np
-
-        for group in np.unique(rows >> GROUP_BITS).tolist():
-            if not self.placed[group]:
-                self.prove_places(group)
-        return np.frombuffer(self._places, "<u8")[rows]
 
     def birth(self, ordinal: int) -> int:
         """The birth of a row. Costs 0.2 µs.
@@ -533,8 +524,9 @@ class Checkpoint:
             A page is damaged, also one that was sound when it was first touched.
         """
         self._sound[:] = bytes(len(self._sound))
-        self._ready[:] = bytes(len(self._ready))
-        self.placed[:] = bytes(len(self.placed))
+        self.unready = len(self.ready)
+        self.ready[:] = bytes(len(self.ready))
+        self._placed[:] = bytes(len(self._placed))
         self.__dict__.pop("_checks", None)
         self._prove(0, self._layout.checks)
 
@@ -545,16 +537,16 @@ class Checkpoint:
             raise Damaged(message)
         return ordinal
 
-    def _make_ready(self, group: int) -> None:
-        """Prove all that `find` reads for one group of buckets."""
+    def make_ready(self, group: int) -> None:
+        """Prove a group of buckets, and their slots. Raises as `find`."""
         at = self._layout
         first = group << GROUP_BITS
-        last = min(first + GROUP, len(self._buckets) - 1)
+        last = min(first + GROUP, len(self.buckets) - 1)
         self._prove(at.buckets + 4 * first, at.buckets + 4 * (last + 1))
-        begin, end = self._buckets[first], self._buckets[last]
-        self._prove(at.tags + 4 * begin, at.tags + 4 * end)
-        self._prove(at.ordinals + 4 * begin, at.ordinals + 4 * end)
-        self._ready[group] = 1
+        begin, end = self.buckets[first], self.buckets[last] + SLOT
+        self._prove(at.slots + 4 * begin, at.slots + 4 * end)
+        self.ready[group] = 1
+        self.unready = self.ready.count(0)
 
     def _prove(self, begin: int, end: int) -> None:
         """Compare each page of these bytes that was not yet with its checksum."""

@@ -236,6 +236,24 @@ class Chest(Arrays, Atomic, Face):
                 pass  # another thread has just let it go
         return self._load(key)
 
+    def get(self, key: Hashable, default: Any = None) -> Any:
+        """The value of *key*, or *default* when there is no such key; as ``c[key]``.
+
+        Raises
+        ------
+        CorruptValueError, DecodingError, UntrustedError
+            There is, but its value cannot be had.
+        """
+        if self._word[1] != self._seen:
+            self.refresh()
+        # Many ask for what is not there, and an exception takes longer than this look.
+        if key not in self._values and self._manifest.index.get(key) is None:
+            return default
+        try:
+            return self[key]
+        except KeyError:
+            return default
+
     def __setitem__(self, key: Hashable, value: Any) -> None:
         """Keep *value*; published at the next spill, flush or close."""
         if self._unusual or type(key) not in PLAIN:

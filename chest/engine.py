@@ -19,6 +19,7 @@ import os
 import shutil
 import warnings
 from collections.abc import Hashable, Iterable, Sequence
+from sys import getsizeof
 from typing import Any
 
 from chest import errors, lifetime, system
@@ -35,15 +36,15 @@ from chest.folder import (
     Folder,
     refusals,
 )
-from chest.index import AnyEntry, same
+from chest.index import AnyEntry, Index, same
 from chest.ledger import Changed, generation
 from chest.log import MOVED, NAME
-from chest.memory import PICKLED, Options, Slot, Weight, weigh
+from chest.memory import PICKLED, Options, Slot, Weight
 from chest.packing import Packing
 from chest.readtier import Loaded, missing
 from chest.records import WORD
 from chest.settings import Settings, nothing
-from chest.sizing import SCALARS
+from chest.sizing import SCALARS, measure
 from chest.spill import MOST_DRAFTS, Job, Written
 
 __all__ = ["Engine", "is_readonly_array"]
@@ -268,7 +269,8 @@ class Engine(Packing):
 
     def _load(self, key: Hashable) -> Any:
         """The value of a key that is not in memory."""
-        entry = self._manifest.index.get(key)
+        index = self._manifest.index
+        records, entry = index.records, index.get(key)
         if entry is None:
             # It may have come into memory since the caller looked.
             value = self._values.get(key, MISSING)
@@ -284,7 +286,7 @@ class Engine(Packing):
             except (FileNotFoundError, errors.CorruptError):
                 pass
             else:
-                return self._admit_small(key, value, entry)
+                return self._admit_small(key, value, entry, index, records)
         value, entry, loaded = self._read(key)
         return self._admit(
             key, value, entry, loaded.weight, loaded.seconds, readonly=loaded.mapped
@@ -355,15 +357,26 @@ class Engine(Packing):
             self.shrink()
         return value
 
-    def _admit_small(self, key: Hashable, value: Any, entry: Packed) -> Any:
-        """`_admit` for a value from a pack, without what only others need."""
+    def _admit_small(
+        self, key: Hashable, value: Any, entry: Packed, index: Index, records: int
+    ) -> Any:
+        """`_admit` for a value from a pack, without what only others need.
+
+        *entry* was found in *index*, which had seen so many *records*.
+        """
         memory = self._memory
-        plain, buffers = weigh(value)
+        if type(value) in SCALARS:
+            plain, buffers = getsizeof(value), None
+        else:
+            plain, buffers = measure(value)
         self._acquire()
         try:
             if key in self._values:
                 return self._values[key]  # another thread was quicker
-            if not same(self._manifest.index.get(key), entry):
+            now = self._manifest.index
+            if (now is not index or now.records != records) and not same(
+                now.get(key), entry
+            ):
                 pass  # replaced meanwhile: it is the caller's only
             elif buffers is None and plain <= memory.budget:
                 memory.came(key, value, plain)

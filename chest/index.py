@@ -468,7 +468,7 @@ class Index:
         base = self.base
         assert base is not None
         try:
-            return base.has(key)
+            return base.find(key) is not None
         except LOST:
             self.lose_base()
             return self.has(key)

@@ -24,6 +24,7 @@ from chest.signing import Key
 from chest.spill import SpillTier
 from chest.stores.local import LocalStore, untrusted
 
+MAPPED_PART = 8  # of the budget, which mapped packs may take besides the values
 Legacy = Callable[[bytes], list[tuple[Hashable, str]]]
 
 __all__ = ["formats", "open_folder", "open_tier", "temporary_folder"]
@@ -62,7 +63,8 @@ def open_tier(path: str, settings: Settings) -> SpillTier:
             if home.stat(NAME) is None:
                 _check_new(store, path)
         loads = settings.trust == "any" or (private and ours)
-        packs = Packs(home, store.check_private)
+        mapped = settings.budget / MAPPED_PART
+        packs = Packs(home, store.check_private, mapped)
         manifest = Manifest(
             home,
             packs,

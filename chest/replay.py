@@ -17,7 +17,7 @@ from typing import NamedTuple
 import msgspec
 
 from chest import errors, keys, system
-from chest.base import INDEX, About
+from chest.base import INDEX, About, alone
 from chest.batches import Batch, dead_places
 from chest.checkpoint import Checkpoint, Damaged
 from chest.facts import Problem
@@ -255,11 +255,8 @@ class Replay:
         self.index = Index(max(self.index.birth, about.birth))
         for record in about.batches:
             self._apply_batch(record)
-        for place in self._table.places():
-            if not place >> 63:
-                size = int.from_bytes(self._table.heap(place, 4), "little")
-                text = self._table.heap(place + 4, size)
-                self._apply(msgspec.json.decode(text, type=Entry), about.generation)
+        for entry in alone(self._table):
+            self._apply(entry, about.generation)
 
 
 def _numbers(number: int, body: bytes) -> Iterator[int]:

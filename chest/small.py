@@ -52,6 +52,7 @@ class SmallTier:
         self.packs = packs
         self.manifest = manifest
         self._formats = formats
+        self._runs_pickles = "pickle" in formats
         self._pickle = Pickle5()
         self.dumps = self._pickle.dumps
         self._loads = self._pickle.loads
@@ -205,7 +206,7 @@ class SmallTier:
 
     def decode_small(self, key: Hashable, entry: AnyEntry, data: bytes) -> object:
         """The value that `raw` gave the pickle of; raises as `read`."""
-        if "pickle" not in self._formats:
+        if not self._runs_pickles:
             self._format(entry, key)  # which says why it is not read
         try:
             value = self._loads(data)

@@ -143,6 +143,6 @@ def test_a_few_keys_are_looked_up_without_numpy(
     seen: Chest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(base, "MANY", 20)
-    monkeypatch.delattr(Checkpoint, "first_rows")
+    monkeypatch.delattr(Checkpoint, "find_many")
     with seen as c:
         assert c.delete_many([*SMALL][:19]) == 19

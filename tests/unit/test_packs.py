@@ -202,6 +202,44 @@ def test_a_descriptor_that_is_another_files_by_now_is_not_believed(
     assert mine.block(batch.record) == mine.block(batch.record)
 
 
+def test_packs_are_mapped_up_to_a_limit_and_read_beyond_it(home: Folder) -> None:
+    theirs = Packs(home, trusting)
+    first = theirs.write(some(3), sync=False)
+    theirs.end()
+    second = theirs.write(some(4), sync=False)
+    theirs.end()
+    sizes = [os.stat(home.join(each.name)).st_size for each in (first, second)]
+    mine = Packs(home, trusting, sum(sizes) - 1)
+    for _ in range(2):
+        assert values(mine, first, 3) == some(3).datas
+        assert values(mine, second, 4) == some(4).datas
+        assert (mine._maps.keys(), mine._open.keys()) == ({first.name}, {second.name})
+    mine.keep_only([second.name])
+    assert not mine._maps
+    theirs.close()
+    mine.close()
+    assert not mine._open
+
+
+def test_what_was_appended_to_a_mapped_pack_is_read(home: Folder) -> None:
+    mine = Packs(home, trusting, 1 << 20)
+    one, two = mine.write(some(3), sync=False), mine.write(some(5), sync=False)
+    assert values(mine, one, 3) == some(3).datas
+    three = mine.write(some(7), sync=False)
+    for batch, count in ((two, 5), (three, 7), (one, 3)):
+        assert values(mine, batch, count) == some(count).datas
+    assert len(mine._maps[one.name]) == os.stat(home.join(one.name)).st_size
+    mine.close()
+
+
+def test_packs_on_a_network_file_system_are_not_mapped(home: Folder) -> None:
+    home.network = "nfs"
+    mine = Packs(home, trusting, 1 << 20)
+    assert values(mine, mine.write(some(3), sync=False), 3) == some(3).datas
+    assert not mine._maps
+    mine.close()
+
+
 def test_what_may_not_be_read_is_asked_of_the_open_file(home: Folder) -> None:
     asked = []
 
