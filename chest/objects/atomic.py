@@ -73,10 +73,10 @@ class ObjectAtomic(ObjectEngine):
         self._check_writable()
         expires = None if ttl is None else expiry.deadline(ttl)
         with self._changing(key) as name:
-            if self._dirty(key) is not None:
+            mine = self._slots.get(key)
+            if mine is not None and mine.dirty:
                 return False
-            job = self._job(key, value, weigh(value)[0], expires=expires)
-            return self._add(name, job) is not None
+            return self._add(name, self._job(key, value, expires=expires), mine)
 
     def incr(self, key: Hashable, delta: Any = 1, default: Any = 0) -> Any:
         """Add *delta* to a number and return the sum; published at once.
@@ -122,19 +122,19 @@ class ObjectAtomic(ObjectEngine):
         self._check_writable()
         with self._changing(key) as name:
             for _ in _naps():
-                slot = self._dirty(key)
-                state = (
-                    self._state(key, name) if slot is None else self._sight(key, name)
-                )
-                if slot is None and state.entry is None:
-                    self._let_go(self._slots.get(key))
+                with self.lock:
+                    slot = self._slots.get(key)
+                    unput = slot is not None and slot.dirty
+                    value = self._values[key] if unput else None
+                state = self._sight(key, name) if unput else self._state(key, name)
+                if not unput and state.entry is None:
+                    self._let_go(slot)
                     if default is MISSING:
                         raise KeyError(key)
                     return default
-                value = state.value if slot is None else self._values[key]
                 if state.entry is None or self._bury(name, state):
-                    self._drop_all(key)
-                    return value
+                    self._drop_all(key, slot)
+                    return value if unput else state.value
         raise AssertionError
 
     def touch(self, key: Hashable, ttl: float | None = None) -> bool:
@@ -152,7 +152,7 @@ class ObjectAtomic(ObjectEngine):
         self._check_writable()
         expires = None if ttl is None else expiry.deadline(ttl)
         with self._changing(key) as name:
-            self._settle(key)
+            mine = self._settle(key)
             for _ in _naps():
                 found = self._store.get(name)
                 if found is None or found.size <= GONE_NBYTES:
@@ -165,12 +165,17 @@ class ObjectAtomic(ObjectEngine):
                     return True
                 entry.expires = expires
                 sealed = self._sealer.amend(found.data, entry, name)
+                self._announce(expires)
                 new, _ = self._swap(key, sealed, found.tag)
                 if new is None:
                     continue
-                slot = self._slots.get(key)
-                if slot is not None and not slot.dirty:
-                    slot.entry = new
+                with self.lock:
+                    # What memory has of another state of the object is asked for anew.
+                    if self._follow(name, key, mine) and mine is not None:
+                        if getattr(mine.entry, "etag", "") == found.tag.etag:
+                            mine.entry = new
+                        else:
+                            self._memory.drop(mine)
                 return True
         raise AssertionError
 
@@ -262,11 +267,11 @@ class ObjectAtomic(ObjectEngine):
     ) -> None:
         """Set *key* and publish it."""
         self._check_writable()
-        form, mapped = options or (None, None)
-        job = self._job(key, value, weigh(value)[0], form, mapped, expires)
+        job = self._job(key, value, options, expires)
         job = job._replace(cost=cost, made=made)
         with self._changing(key):
-            self._accept(job, self._put_job(job))
+            mine = self._slots.get(key)
+            self._accept(job, self._put_job(job), mine)
 
     def _etag(self, key: Hashable) -> str:
         """The etag of the value that *key* has, which is put if need be; "": none."""
@@ -289,16 +294,15 @@ class ObjectAtomic(ObjectEngine):
         """Set *key* if its etag is *etag*; its new etag, or "" when it is another."""
         self._check_writable()
         with self._changing(key) as name:
-            self._settle(key)
+            mine = self._settle(key)
             for _ in _naps():
                 state = self._sight(key, name)
                 if (state.entry.etag if state.entry else "") != etag:
                     return ""
-                expires = deadline(state.entry)
-                job = self._job(key, value, weigh(value)[0], expires=expires)
+                job = self._job(key, value, expires=deadline(state.entry))
                 new, _ = self._swap(key, self._sealed(job), state.tag)
                 if new is not None:
-                    self._accept(job, new)
+                    self._accept(job, new, mine)
                     return new.etag
                 if etag:
                     return ""
@@ -308,13 +312,13 @@ class ObjectAtomic(ObjectEngine):
         """Delete *key* if its etag is *etag*; whether it is not there now."""
         self._check_writable()
         with self._changing(key) as name:
-            self._settle(key)
+            mine = self._settle(key)
             state = self._sight(key, name)
             if (state.entry.etag if state.entry else "") != etag:
                 return False
             if state.entry is not None and not self._bury(name, state):
                 return False
-            self._drop_all(key)
+            self._drop_all(key, mine)
             return True
 
     def _transform(
@@ -324,27 +328,18 @@ class ObjectAtomic(ObjectEngine):
 
         *absent* stands for no value, and when it is returned the key is removed.
         """
-        name = self._name(key)
+        self._check_writable()
         for _ in _naps():
             state = self._settled(key)
             value = change(absent if state.entry is None else state.value)
             if value is absent:
-                with self._changing(key):
-                    if self._dirty(key) is not None:
-                        continue
-                    if state.entry is None or self._bury(name, state):
-                        self._drop_all(key)
-                        return ""
+                if state.entry is None or self._remove_if(key, state):
+                    return ""
                 continue
             ends = state.entry.expires if state.entry is not None else None
-            job = self._job(key, value, weigh(value)[0], expires=ends)
-            with self._changing(key):
-                if self._dirty(key) is not None:
-                    continue  # set by another thread meanwhile
-                new, _ = self._swap(key, self._sealed(job), state.tag)
-                if new is not None:
-                    self._accept(job, new)
-                    return new.etag
+            new = self._put_if(key, value, state, ends)
+            if new is not None:
+                return new.etag
         raise AssertionError
 
     @property
@@ -391,13 +386,13 @@ class ObjectAtomic(ObjectEngine):
 
         What is immutable comes from memory, anything else is got anew.
         """
-        slot = self._valid(key)
-        if slot is not None and (slot.fixed or slot.dirty):
+        turn, slot = self._turn(self._name(key)), self._slots.get(key)
+        if self._valid(key) is slot is not None and (slot.fixed or slot.dirty):
             with contextlib.suppress(KeyError):  # another thread has just let it go
                 return self._values[key], slot.cost
         value, entry = self._fetch(key, admit=False, fresh=True)
         if is_readonly_array(value) or type(value) in SCALARS:
-            value = self._admit(key, value, entry)
+            value = self._admit(key, value, entry, slot, turn)
         return value, entry.cost
 
     def _written_before(self, keys: Iterable[Any], seconds: float) -> list[Any]:
@@ -435,12 +430,17 @@ class ObjectAtomic(ObjectEngine):
         slot = self._slots.get(key)
         return slot if slot is not None and slot.dirty else None
 
-    def _settle(self, key: Hashable) -> None:
-        """Put the value of *key* if it is newer than the object, or was changed."""
+    def _settle(self, key: Hashable) -> Slot | None:
+        """Put the value of *key* if it is newer than the object, or was changed.
+
+        What memory has of it then; what is set later is newer.
+        """
         self._check_open()
-        slot = self._slots.get(key)
-        if slot is not None:
+        while (slot := self._slots.get(key)) is not None:
             self._raise_first(self._write_out([slot], keep=True))
+            if not slot.dirty:
+                return slot
+        return None
 
     def _settled(self, key: Hashable) -> _State:
         """What *key* has in the store, with a copy of the value."""
@@ -489,16 +489,16 @@ class ObjectAtomic(ObjectEngine):
             return state.entry, state  # it was done, but the answer was lost
         return None, state
 
-    def _add(self, name: str, job: Job) -> Stored | None:
-        """Put a value where there is none; None: there is one. The key's lock is held."""
+    def _add(self, name: str, job: Job, mine: Slot | None) -> bool:
+        """Put a value where there is none, if there is none. The key's lock is held."""
         sealed, tag = self._sealed(job), None
         for _ in _naps():
             new, state = self._swap(job.key, sealed, tag)
             if new is not None:
-                self._accept(job, new)
-                return new
+                self._accept(job, new, mine)
+                return True
             if state.entry is not None:
-                return None
+                return False
             tag = state.tag
         raise AssertionError
 
@@ -511,14 +511,14 @@ class ObjectAtomic(ObjectEngine):
         """
         self._check_writable()
         with self._changing(key) as name:
-            self._settle(key)
-            slot = self._slots.get(key)
+            slot = self._settle(key)
             entry = slot.entry if slot is not None and quick else None
             state = None
             if slot is not None and isinstance(entry, Stored) and self._is_live(entry):
-                with contextlib.suppress(KeyError):  # another thread let it go
-                    tag = Tag(entry.etag, entry.version)
-                    state = _State(tag, self._values[key], entry)
+                with self.lock:
+                    if slot.alive:  # no other thread has let it go, or set it anew
+                        tag = Tag(entry.etag, entry.version)
+                        state = _State(tag, self._values[key], entry)
             for _ in _naps():
                 guessed = state is not None
                 if state is None:
@@ -531,10 +531,10 @@ class ObjectAtomic(ObjectEngine):
                     state = None  # what memory has may be old: look
                     continue
                 ends = state.entry.expires if state.entry is not None else None
-                job = self._job(key, value, weigh(value)[0], expires=ends)
+                job = self._job(key, value, expires=ends)
                 new, _ = self._swap(key, self._sealed(job), state.tag)
                 if new is not None:
-                    self._accept(job, new)
+                    self._accept(job, new, slot)
                     return value, new
                 state = None
         raise AssertionError
@@ -551,21 +551,35 @@ class ObjectAtomic(ObjectEngine):
     def _commit(self, work: Transaction, state: _State) -> bool:
         """Publish what a transaction did to its one key; False: it has to run again."""
         for key in work.gone.keys() - work.written.keys():
-            with self._changing(key) as name:
-                done = self._dirty(key) is None and self._bury(name, state)
-                if done:
-                    self._drop_all(key)
-            return done
+            return self._remove_if(key, state)
         for key, value in work.written.items():
-            job = self._job(key, value, weigh(value)[0])
-            with self._changing(key):
-                if self._dirty(key) is not None:
-                    return False  # set by another thread meanwhile
-                new, _ = self._swap(key, self._sealed(job), state.tag)
-                if new is not None:
-                    self._accept(job, new)
-                return new is not None
+            return self._put_if(key, value, state) is not None
         return True
+
+    def _remove_if(self, key: Hashable, state: _State) -> bool:
+        """Remove *key* if it has that state still; whether it had."""
+        with self._changing(key) as name:
+            mine = self._slots.get(key)
+            if mine is not None and mine.dirty:
+                return False  # set by another thread meanwhile
+            done = self._bury(name, state)
+            if done:
+                self._drop_all(key, mine)
+            return done
+
+    def _put_if(
+        self, key: Hashable, value: Any, state: _State, expires: float | None = None
+    ) -> Stored | None:
+        """Set and publish *key* if it has that state still; None: it has not."""
+        job = self._job(key, value, expires=expires)
+        with self._changing(key):
+            mine = self._slots.get(key)
+            if mine is not None and mine.dirty:
+                return None  # set by another thread meanwhile
+            new, _ = self._swap(key, self._sealed(job), state.tag)
+            if new is not None:
+                self._accept(job, new, mine)
+            return new
 
     def _one_key(self, used: list[Hashable]) -> None:
         if len(dict.fromkeys(used)) > 1:
@@ -579,10 +593,15 @@ class ObjectAtomic(ObjectEngine):
             "a transaction that asks for all keys", "ask for one by its name"
         )
 
-    def _accept(self, job: Job, entry: Stored) -> None:
-        """Have memory hold the value that was put just now. The key's lock is held."""
+    def _accept(self, job: Job, entry: Stored, mine: Slot | None) -> None:
+        """Have memory hold the value that was put just now. The key's lock is held.
+
+        *mine* is what memory had when the change began.
+        """
         memory, weight = self._memory, weigh(job.value)
         with self.lock:
+            if not self._follow(self._name(job.key), job.key, mine):
+                return
             known = self._slots.get(job.key)
             slot = memory.put(job.key, job.value, *weight, known)
             slot.options = (job.format, job.mapped)
@@ -590,12 +609,11 @@ class ObjectAtomic(ObjectEngine):
             if slot.nbytes > memory.budget:
                 memory.drop(slot)
 
-    def _drop_all(self, key: Hashable) -> None:
-        """Let the value of a removed key go, dirty or not."""
+    def _drop_all(self, key: Hashable, mine: Slot | None) -> None:
+        """Let the value of a removed key go, dirty or not, as `_accept`."""
         with self.lock:
-            slot = self._slots.get(key)
-            if slot is not None:
-                self._memory.drop(slot)
+            if self._follow(self._name(key), key, mine) and mine is not None:
+                self._memory.drop(mine)
 
     @staticmethod
     def _is_live(entry: Stored) -> bool:

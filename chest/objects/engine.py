@@ -148,10 +148,9 @@ class ObjectEngine(ObjectLedger):
 
     def _put_slot(self, name: str, slot: Slot, value: Any) -> None:
         """Put the value of a slot. The key's lock is held."""
-        form, mapped = slot.options or (None, None)
         old = None if slot.dirty else slot.entry
         assert old is None or isinstance(old, Stored)
-        job = self._job(slot.key, value, slot.nbytes, form, mapped)
+        job = self._job(slot.key, value, slot.options, nbytes=slot.nbytes)
         if old is not None:  # it was changed in place
             job = job._replace(expires=old.expires, cost=old.cost, made=old.made)
             if not self._is_still(name, old):
@@ -160,19 +159,23 @@ class ObjectEngine(ObjectLedger):
                 return
         entry = self._put_job(job)
         with self.lock:
+            self._follow(name, slot.key, slot)
             slot.entry, slot.dirty = entry, False
 
     def _job(
         self,
         key: Hashable,
         value: Any,
-        nbytes: int,
-        form: str | None = None,
-        mapped: str | None = None,
+        options: Options | None = None,
         expires: float | None = None,
+        *,
+        nbytes: int | None = None,
     ) -> Job:
-        form = form or self._settings.format
-        file_id = secrets.token_hex(8)
+        form, mapped = options or (None, None)
+        if nbytes is None:
+            plain, buffers = weigh(value)
+            nbytes = plain + sum((buffers or {}).values())
+        form, file_id = form or self._settings.format, secrets.token_hex(8)
         return Job(key, value, nbytes, form, file_id, mapped, expires)
 
     def _put_job(self, job: Job) -> Stored:
@@ -240,6 +243,7 @@ class ObjectEngine(ObjectLedger):
         """`_load`, and the entry. *fresh*: not the object that memory has."""
         self._check_open()
         name, slot = self._name(key), self._slots.get(key)
+        turn = self._turn(name)
         old = slot.entry if slot is not None and not slot.dirty else None
         known = old if isinstance(old, Stored) and not fresh else None
         began = time.perf_counter()
@@ -256,7 +260,9 @@ class ObjectEngine(ObjectLedger):
             value, entry = self._open(key, name, found)
             if not is_over(entry):
                 entry.cost = entry.cost or time.perf_counter() - began
-                return (self._admit(key, value, entry) if admit else value), entry
+                if admit:
+                    value = self._admit(key, value, entry, slot, turn)
+                return value, entry
         self._let_go(slot)
         raise KeyError(key)
 
@@ -271,13 +277,20 @@ class ObjectEngine(ObjectLedger):
             self._loaded_nbytes += found.size
         return value, self._stamped(entry, found.tag)
 
-    def _admit(self, key: Hashable, value: Any, entry: Stored) -> Any:
-        """Take a value that was got into memory, unless it is too large."""
+    def _admit(
+        self, key: Hashable, value: Any, entry: Stored, mine: Slot | None, turn: int
+    ) -> Any:
+        """Take a value that was got into memory, unless it is too large or too late.
+
+        *mine* and *turn* are those of the key before it was asked for.
+        """
         memory, weight = self._memory, weigh(value)
         with self.lock:
             known = self._slots.get(key)
-            if known is not None and known.dirty:
-                return self._values[key]  # set by another thread meanwhile
+            if known is not None and (known.dirty or known is not mine):
+                return self._values[key]  # another thread set it, or was quicker
+            if self._closed or turn != self._turn(self._name(key)):
+                return value  # put or removed meanwhile: it is the caller's only
             slot = memory.put(key, value, *weight, known)
             slot.dirty, slot.entry = False, entry
             slot.options = (entry.format, entry.mapped)
@@ -302,8 +315,14 @@ class ObjectEngine(ObjectLedger):
         """Put everything; raise the first error after all the rest was put."""
         self._check_open()
         with self.lock:
-            slots = [*self._slots.values()]
+            slots = self._memory.unwritten()
         self._raise_first(self._write_out(slots, keep=keep))
+
+    def _put_last(self, *, serial: bool) -> None:
+        """Put all that is this process's to put: not what a forked child inherited."""
+        with self.lock:  # other threads may be setting values still
+            slots = [each for each in self._memory.unwritten() if not each.inherited]
+        self._raise_first(self._write_out(slots, keep=False, serial=serial))
 
     @staticmethod
     def _raise_first(failed: Sequence[tuple[Slot, Exception]]) -> None:
@@ -345,8 +364,7 @@ class ObjectEngine(ObjectLedger):
         try:
             if not self._settings.readonly and not self._temporary:
                 # No threads can be started any more.
-                slots = [s for s in self._slots.values() if not s.inherited]
-                self._raise_first(self._write_out(slots, keep=True, serial=True))
+                self._put_last(serial=True)
         except Exception:  # the interpreter ends: a log line is all that is left
             log.exception("%s: some values could not be put at exit", self.path)
         with contextlib.suppress(errors.ChestError):  # in a forked child

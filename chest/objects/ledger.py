@@ -17,7 +17,7 @@ from typing import Any, NoReturn, TypeVar
 from chest import errors, expiry
 from chest.errors import short
 from chest.eviction import policy as make_policy
-from chest.memory import MemoryTier
+from chest.memory import MemoryTier, Slot
 from chest.objects.naming import LONGEST, NAN, OWN, PICKLED, key_of, name_of
 from chest.objects.sealing import END_NBYTES, GONE_NBYTES, Sealer, Stored, untrusted
 from chest.opening import formats
@@ -83,6 +83,8 @@ class ObjectLedger:
     def _make_locks(self) -> None:
         self.lock = threading.RLock()
         self._key_locks = [threading.RLock() for _ in range(LOCKS)]
+        # How often this handle changed objects; keys share one as they share a lock.
+        self._turns = [0] * LOCKS
 
     # -- names -------------------------------------------------------------------------
 
@@ -110,6 +112,24 @@ class ObjectLedger:
     def _key_lock(self, name: str) -> threading.RLock:
         return self._key_locks[hash(name) % LOCKS]
 
+    def _turn(self, name: str) -> int:
+        """Grows with each change of the object of that name by this handle."""
+        return self._turns[hash(name) % LOCKS]
+
+    def _follow(self, name: str, key: Hashable, mine: Slot | None) -> bool:
+        """The object is another now: what memory has of the old one goes. Lock held.
+
+        *mine* is what the key had in memory when the change began. Returned is whether
+        another thread has not set the key since; what it set stays, to be put later.
+        """
+        self._turns[hash(name) % LOCKS] += 1
+        slot = self._slots.get(key)
+        if slot is None or slot is mine:
+            return True
+        if not slot.dirty:
+            self._memory.drop(slot)
+        return not slot.dirty
+
     def _stamped(self, entry: Stored, tag: Tag) -> Stored:
         """The entry of an object that has that tag as of now."""
         entry.etag, entry.version = tag
@@ -122,6 +142,13 @@ class ObjectLedger:
         """The entry of *key*'s object, as it is now; None: there is none."""
         found, entry = self._look(key, name)
         return None if found is None else entry
+
+    def _is_there(self, key: Hashable, name: str) -> bool:
+        """Whether *key* has an object that counts, damaged ones included."""
+        try:
+            return self._entry(key, name) is not None
+        except errors.CorruptError:
+            return True  # reading it tells, and it can be deleted
 
     def _look(self, key: Hashable, name: str) -> tuple[Found | None, Stored | None]:
         """What has the name: an object and its entry; None for it when it counts as none.
@@ -140,65 +167,75 @@ class ObjectLedger:
         entry = self._stamped(entry, found.tag)
         return found, None if is_over(entry) else entry
 
-    def _listing(self) -> dict[str, Listed]:
-        """The objects that are values, by name and in its order."""
+    def _listed(self) -> dict[str, tuple[Any, Listed]]:
+        """All that is called like a key, by name and in its order, with the key.
+
+        Marks of removed keys and values whose deadline has passed are among it; what
+        others keep in the same place is not.
+        """
         self._check_open()
-        listed: dict[str, Listed] = {}
+        load = _load_key if self._loads_keys else None
+        listed: dict[str, tuple[Any, Listed]] = {}
         for each in self._store.list():
             if each.name.startswith(OWN):
                 self._expiring = self._expiring or each.name == EXPIRING
-            elif each.size > GONE_NBYTES:
-                listed[each.name] = each
-        if self._expiring:
-            self._drop_expired(listed)
+                continue
+            try:
+                listed[each.name] = key_of(each.name, load), each
+            except ValueError as error:
+                log.info("%s: %s", self.path, error)
         return {name: listed[name] for name in sorted(listed)}
 
-    def _drop_expired(self, listed: dict[str, Listed]) -> None:
-        """Take those out whose deadline has passed; what is not known is asked for."""
+    def _living(
+        self, listed: dict[str, tuple[Any, Listed]] | None = None
+    ) -> dict[str, tuple[Any, Listed]]:
+        """`_listed`, of which *listed* may be one, without what counts as absent."""
+        if listed is None:
+            listed = self._listed()
+        live = {
+            name: pair for name, pair in listed.items() if pair[1].size > GONE_NBYTES
+        }
+        return self._unexpired(live) if self._expiring else live
+
+    def _unexpired(
+        self, listed: dict[str, tuple[Any, Listed]]
+    ) -> dict[str, tuple[Any, Listed]]:
+        """Those whose deadline has not passed; what is not known is asked for."""
         known = self._deadlines
-        ask = [
-            each
-            for each in listed.values()
-            if each.name not in known or known[each.name][0] != each.etag
-        ]
 
-        def look(each: Listed) -> tuple[str, tuple[str, float | None] | None]:
+        def look(pair: tuple[Any, Listed]) -> tuple[str, float | None]:
+            key, each = pair
             try:
-                found, entry = self._look(each.name, each.name)
-            except errors.CorruptError:
-                return each.name, (each.etag, None)  # reading it will tell
+                found, entry = self._look(key, each.name)
+            except (errors.CorruptError, errors.VersionError):
+                return each.etag, None  # reading it will tell
             if found is None or entry is None:
-                return each.name, None
-            return each.name, (found.tag.etag, entry.expires)
+                return each.etag, 0.0  # it went since, or its deadline has passed
+            return found.tag.etag, entry.expires
 
-        for name, what in self._at_once(look, ask):
-            if what is None:
-                known.pop(name, None)
-                del listed[name]
-            else:
-                known[name] = what
-        now = expiry.now()
-        for name in [*listed]:
-            end = known[name][1] if name in known else None
-            if end is not None and end <= now:
-                del listed[name]
+        ask = {
+            name: pair
+            for name, pair in listed.items()
+            if name not in known or known[name][0] != pair[1].etag
+        }
+        asked = dict(zip(ask, self._at_once(look, [*ask.values()]), strict=True))
+        # Of those that are there still, so that it does not grow with all that ever were.
+        ends = {name: asked.get(name) or known[name] for name in listed}
+        self._deadlines, now = ends, expiry.now()
+        return {
+            name: pair
+            for name, pair in listed.items()
+            if (end := ends[name][1]) is None or end > now
+        }
 
     def _keys_by_name(self) -> dict[str, Any]:
         """All keys by the names of their objects, in the order of these."""
+        # First: what another thread puts meanwhile is in the listing, or here.
         load = _load_key if self._loads_keys else None
-        named: dict[str, Any] = {}
-        for name in self._listing():
-            try:
-                named[name] = key_of(name, load)
-            except ValueError as error:
-                log.info("%s: %s", self.path, error)
         with self.lock:
-            slots = [*self._slots.values()]
-        fresh = {}
-        for slot in slots:
-            if slot.dirty:
-                name = self._name(slot.key)
-                fresh[name] = key_of(name, load)
+            unput = [slot.key for slot in self._slots.values() if slot.dirty]
+        fresh = {name: key_of(name, load) for name in map(self._name, unput)}
+        named = {name: key for name, (key, _) in self._living().items()}
         if not fresh.keys() <= named.keys():
             named = dict(sorted((named | fresh).items()))
         return named

@@ -144,7 +144,7 @@ class ObjectChest(ObjectAtomic, Face):
         name = self._name(key)
         form = (options or (None,))[0] or self._settings.format
         if form == "data":
-            job = self._job(key, value, 0, form)
+            job = self._job(key, value, options, nbytes=0)
             self._sealer.check_storable(job, self._store.url(name))
 
     def __delitem__(self, key: Hashable) -> None:
@@ -152,12 +152,13 @@ class ObjectChest(ObjectAtomic, Face):
         self._check_writable()
         name = self._name(key)
         with self._key_lock(name):
-            dirty = self._dirty(key)
-            state = self._sight(key, name)
-            if state.entry is not None:
+            slot = self._slots.get(key)
+            there = self._is_there(key, name)
+            if there:
                 self._store.delete([name])
-            self._drop_all(key)
-            if state.entry is None and dirty is None:
+            unput = slot is not None and slot.dirty
+            self._drop_all(key, slot)
+            if not there and not unput:
                 raise KeyError(key)
 
     def __contains__(self, key: Any) -> bool:
@@ -165,7 +166,7 @@ class ObjectChest(ObjectAtomic, Face):
         self._check_open()
         if self._valid(key) is not None:
             return True
-        return self._entry(key, self._name(key)) is not None
+        return self._is_there(key, self._name(key))
 
     def popitem(self) -> tuple[Any, Any]:
         """Remove the key that comes last, and return it with its value."""
@@ -194,11 +195,18 @@ class ObjectChest(ObjectAtomic, Face):
     def clear(self) -> None:
         """Remove all keys for everyone, and the marks of those that were removed."""
         self._check_writable()
-        with self.lock:
-            self._memory.clear()
-            self._deadlines.clear()
-        names = [each.name for each in self._store.list()]
-        self._store.delete([name for name in names if not name.startswith(OWN)])
+        with contextlib.ExitStack() as held:
+            # All of them, so that no put that has begun comes after it.
+            for lock in self._key_locks:
+                held.enter_context(lock)
+            with self.lock:
+                before = [*self._slots.values()]
+            self._store.delete([*self._listed()])
+            with self.lock:
+                self._turns = [turn + 1 for turn in self._turns]
+                clean = [each for each in self._slots.values() if not each.dirty]
+                for slot in (*before, *clean):
+                    self._memory.drop(slot)
 
     def update(self, other: Any = (), /, overwrite: Any = True, **more: Any) -> None:
         """Take over pairs, as ``dict.update`` does.
@@ -368,7 +376,7 @@ class ObjectChest(ObjectAtomic, Face):
     @property
     def stored_nbytes(self) -> int:
         """Bytes of all objects; a request for each 1,000."""
-        return sum(each.size for each in self._listing().values())
+        return sum(each.size for _, each in self._living().values())
 
     def key_to_filename(self, key: Hashable) -> str:
         """The address of the object that holds the value of *key*, or that will."""
@@ -417,8 +425,7 @@ class ObjectChest(ObjectAtomic, Face):
 
     def modified_all(self) -> dict[Any, float]:
         """When each value was put; a request for each 1,000 keys."""
-        listed, named = self._listing(), self._keys_by_name()
-        return {named[name]: listed[name].modified for name in named if name in listed}
+        return {key: each.modified for key, each in self._living().values()}
 
     def stats(self) -> facts.Stats:
         """Counts since this handle was opened, and the present state. Asks for a list."""
@@ -510,12 +517,9 @@ class ObjectChest(ObjectAtomic, Face):
             How many objects were removed.
         """
         self._check_writable()
-        live = self._listing()
-        old = [
-            each.name
-            for each in self._store.list()
-            if each.name not in live and not each.name.startswith(OWN)
-        ]
+        # Of one listing, so that what others put since is not taken for old.
+        listed = self._listed()
+        old = [*(listed.keys() - self._living(listed).keys())]
         self._store.delete(old)
         return len(old)
 
@@ -574,12 +578,15 @@ class ObjectChest(ObjectAtomic, Face):
         When something cannot be put the error is raised and the chest stays open, with
         the value in it.
         """
-        if self._closed:
-            return
-        if not self._settings.readonly and not self._temporary:
-            self._sync(keep=False)
-        with self.lock:
-            self._release()
+        ours = not self._settings.readonly and not self._temporary
+        while not self._closed:
+            if ours:
+                self._put_last(serial=False)
+            with self.lock:
+                slots = self._slots.values()
+                if ours and any(each.dirty and not each.inherited for each in slots):
+                    continue  # set by another thread meanwhile
+                self._release()
 
     def drop(self) -> None:
         """Delete all objects of the chest, for everyone."""
