@@ -19,6 +19,7 @@ from sys import getsizeof
 from typing import Any, NamedTuple, TypeVar
 
 from chest import errors, expiry, keys
+from chest.batches import Packed
 from chest.bulk import Bulk
 from chest.engine import is_readonly_array
 from chest.errors import short
@@ -26,7 +27,6 @@ from chest.index import AnyEntry, same
 from chest.ledger import generation
 from chest.memory import Options, Slot, Weight, weigh
 from chest.packing import INLINE_NBYTES
-from chest.packs import Packed
 from chest.records import Entry
 from chest.sizing import SCALARS
 from chest.spill import MOST_DRAFTS, Written
@@ -426,7 +426,11 @@ class Atomic(Bulk):
             or (options is not None and options[0] not in ORDINARY_FORMATS)
         ):
             return weight, None
-        return weight, dumps(value, 5) if scalar else self._spill.small(value)
+        if scalar:
+            data = dumps(value, 5)
+            # Once more: a str keeps its UTF-8, which pickling has made.
+            return (getsizeof(value), None), data
+        return weight, self._spill.small(value)
 
     def _publish_small(
         self,
@@ -445,12 +449,11 @@ class Atomic(Bulk):
         # `_encoded` and `_accept` for the usual case of counters and of small values
         # that are published one by one, in a fifth of their time.
         memory = self._memory
-        slot = self._slots.get(key)
         plain, buffers = weight
         size = len(data)
         entry = Entry(
             old.text if type(old) is Entry else keys.encode(key),
-            self._birth_of(key) if old is None else old.birth,
+            self._new_birth(key) if old is None else old.birth,
             size=size,
             nbytes=plain + sum(buffers.values()) if buffers else plain,
             value=data,
@@ -462,12 +465,16 @@ class Atomic(Bulk):
         spill = self._spill
         spill.written += 1
         spill.written_bytes += size
-        if slot is not None:
+        slot = memory.slot(key)
+        if buffers is None and not options:
+            if slot is None:
+                if memory.used + plain <= memory.budget:
+                    memory.came(key, value, plain)
+                return replaced
             if (
-                buffers is None
-                and slot.plain == plain
+                slot.plain == plain
                 and slot.buffers is None
-                and not (slot.dirty or slot.options or options)
+                and not (slot.dirty or slot.options)
             ):
                 # Neither value can change, they have one size, and nobody is writing the
                 # one that was there: a slot need not be made.
@@ -475,8 +482,8 @@ class Atomic(Bulk):
                 self._values[key] = value
                 self._touch(key)
                 return replaced
-            if slot.dirty:
-                self._fresh.pop(key, None)
+        if slot is not None and slot.dirty:
+            self._fresh.pop(key, None)
         slot = memory.put(key, value, plain, buffers, slot, options)
         slot.dirty, slot.entry = False, entry
         if memory.used > memory.budget:
@@ -582,15 +589,14 @@ class Atomic(Bulk):
         KeyError
             It is not there.
         """
-        slot, entry = self._slots.get(key), self._manifest.index.get(key)
+        entry = self._manifest.index.get(key)
         names: Sequence[str] = ()
         if entry is not None:
             text = entry.text if type(entry) is Entry else keys.encode(key)
             names = self._replace(key, Entry(text, gone="key"), entry)
-        elif slot is None:
+        elif key not in self._values:
             raise KeyError(key)
-        if slot is not None:
-            if slot.dirty:
-                self._forget_fresh(key)
-            self._memory.drop(slot)
+        if key in self._values:
+            self._forget_fresh(key)
+            self._memory.forget(key)
         return names

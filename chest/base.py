@@ -9,7 +9,9 @@ entry's record lies. The file is derived: without it the log is read.
 
 from __future__ import annotations
 
+import itertools
 import logging
+import operator
 import os
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from typing import Any
@@ -18,9 +20,10 @@ import msgspec
 import xxhash
 
 from chest import errors, keys, system
+from chest.batches import Batch, Packed
 from chest.checkpoint import GROUP_BITS, SLOT, Checkpoint, Damaged, lines
 from chest.folder import Folder
-from chest.packs import Batch, Packed, Packs
+from chest.packs import Packs
 from chest.protocols import Buffer
 from chest.records import Entry
 
@@ -35,9 +38,9 @@ AnyEntry = Entry | Packed
 ALONE = 1 << 63  # a place with this bit is one in the heap
 ALONE_HIGH = ALONE >> 32  # … in the upper half of it
 LOW = (1 << 32) - 1
+MANY = 4096  # keys; to look them up together is worth importing numpy
 LENGTH = 4  # bytes before each record in the heap
 PICKLED = b'"pickle"'  # in the text of a key that is pickled, or holds one
-ABSENT: tuple[int, None] = (-1, None)
 
 _digest = xxhash.xxh3_64_intdigest
 _canonical = keys.canonical
@@ -122,8 +125,8 @@ class Base:
         """The highest birth of a row."""
         return self.birth(len(self._table) - 1) if len(self._table) else 0
 
-    def find(self, key: Hashable) -> tuple[int, AnyEntry | None]:
-        """The row of *key* and its entry; -1 and None when there is none."""
+    def find(self, key: Hashable) -> AnyEntry | None:
+        """The entry of *key*; None when it has no row."""
         if type(key) is not str:
             return self._find_other(key)
         try:
@@ -141,45 +144,78 @@ class Base:
         while True:
             # Of an empty bucket this is another's slot, and another's key.
             if slots[at] == tag:
-                high, low = slots[at + 3], slots[at + 2]
+                high = slots[at + 3]
                 if high < ALONE_HIGH:
                     batch = self.batches[high]
-                    if batch.has(low, text):
-                        return slots[at + 1], Packed(batch, low)
+                    # Where the other text ends need not be asked: no JSON text of a str
+                    # begins another.
+                    if (batch.block or batch.load()).startswith(text, slots[at + 1]):
+                        return Packed(batch, slots[at + 2])
                 else:
-                    entry = self._record(high << 32 | low)
+                    entry = self._record(high << 32 | slots[at + 2])
                     if _encode(entry.text) == text:
-                        return slots[at + 1], entry
+                        return entry
             at += SLOT
             if at >= table.buckets[bucket + 1]:
-                return ABSENT
+                return None
 
-    def _find_other(self, key: Hashable) -> tuple[int, AnyEntry | None]:
+    def _find_other(self, key: Hashable) -> AnyEntry | None:
         """`find` for a key that is no str: what is equal may have another text."""
-        for row in self._table.find(_digest(_canonical(key))):
-            if self.key(row) == key:
-                return row, self.entry(row)
+        for place in self._table.find(_digest(_canonical(key))):
+            if self._key(place) == key:
+                return self._entry(place)
         row = self._aside.get(key, -1) if self._aside else -1
-        return (row, self.entry(row)) if row >= 0 else ABSENT
+        return self.entry(row) if row >= 0 else None
 
-    def _where(self, row: int) -> tuple[Batch | None, int]:
-        """A row's batch and the place in it; or None and where its record lies."""
-        place = self._table.place(row)
-        if place < ALONE:
-            return self.batches[place >> 32], place & LOW
-        return None, place
+    def find_many(self, named: Sequence[Hashable]) -> dict[Any, AnyEntry]:
+        """Those of these keys that have a row, and their entries, in any order."""
+        if len(named) < MANY or {*map(type, named)} != {str}:
+            return self._find_each(named)
+        import numpy as np
+
+        texts = keys.lines(named)
+        digests = np.array([*map(_digest, texts)], np.uint64)
+        which, places, starts = self._table.find_many(digests)
+        packed = places < np.uint64(ALONE)
+        # Those in no batch, and those whose hash is another key's as well.
+        again = which[~packed].tolist()
+        found: dict[Any, AnyEntry] = {}
+        for number, here, at, begin in _by_batch(
+            which[packed], places[packed], starts[packed]
+        ):
+            batch = self.batches[number]
+            block, asked = batch.block or batch.load(), [texts[each] for each in here]
+            there = [*map(block.startswith, asked, begin)]
+            if not all(there):
+                again += itertools.compress(here, map(operator.not_, there))
+                here, at = (itertools.compress(each, there) for each in (here, at))
+            entries = map(Packed, itertools.repeat(batch), at)
+            found.update(zip(map(named.__getitem__, here), entries, strict=True))
+        return found | self._find_each([named[each] for each in again])
+
+    def _find_each(self, named: Iterable[Hashable]) -> dict[Any, AnyEntry]:
+        find = self.find
+        return {key: entry for key in named if (entry := find(key)) is not None}
 
     def entry(self, row: int) -> AnyEntry:
         """The entry of a row."""
-        batch, place = self._where(row)
-        return self._record(place) if batch is None else Packed(batch, place)
+        return self._entry(self._table.place(row))
+
+    def _entry(self, place: int) -> AnyEntry:
+        if place < ALONE:
+            return Packed(self.batches[place >> 32], place & LOW)
+        return self._record(place)
 
     def key(self, row: int) -> Any:
         """The key of a row."""
-        batch, place = self._where(row)
-        if batch is None:
-            return keys.decode(self._record(place).text, self._load_key)
-        return keys.decode(_decode_any(batch.text(place)), self._load_key)
+        return self._key(self._table.place(row))
+
+    def _key(self, place: int) -> Any:
+        if place < ALONE:
+            text = _decode_any(self.batches[place >> 32].text(place & LOW))
+        else:
+            text = self._record(place).text
+        return keys.decode(text, self._load_key)
 
     def birth(self, row: int) -> int:
         """The birth of a row."""
@@ -199,22 +235,22 @@ class Base:
             found.append(named[number][place & LOW])
         return found
 
-    def alone(self) -> Iterator[tuple[int, Entry]]:
-        """The rows that are in no batch, and their entries."""
-        return alone(self._table)
+    def alone(self) -> Iterator[tuple[Hashable, Entry]]:
+        """The keys of the rows that are in no batch, and their entries."""
+        for entry in alone(self._table):
+            yield keys.decode(entry.text, self._load_key), entry
 
     def _record(self, place: int) -> Entry:
         return _record(self._table, place)
 
 
-def alone(table: Checkpoint) -> Iterator[tuple[int, Entry]]:
-    """The rows of a table that are in no batch, and their entries."""
+def alone(table: Checkpoint) -> Iterator[Entry]:
+    """The entries of the rows of a table that are in no batch."""
     import numpy as np
 
     places = np.frombuffer(table.places(), np.uint64)
-    found = np.flatnonzero(places >= np.uint64(ALONE))
-    for row, place in zip(found.tolist(), places[found].tolist(), strict=True):
-        yield row, _record(table, place)
+    for place in places[places >= np.uint64(ALONE)].tolist():
+        yield _record(table, place)
 
 
 def _record(table: Checkpoint, place: int) -> Entry:
@@ -278,7 +314,7 @@ def rows(
     import numpy as np
 
     heap: list[bytes] = []
-    columns: list[tuple[Any, Any, Any]] = []  # hashes, births, places
+    columns: list[tuple[Any, ...]] = []  # hashes, births, places, hints
     aside: list[int] = []  # unsorted rows, as all that follow
     inline: list[int] = []
     due: list[tuple[float, int]] = []
@@ -289,12 +325,12 @@ def rows(
         columns.append(column)
         about.batches.append(msgspec.structs.replace(batch.record, dead=gone or None))
         count += len(column[0])
-    single: list[tuple[int, int, int]] = []
+    single: list[tuple[int, ...]] = []
     at = 0
     for row, (key, entry) in enumerate(alone, count):
         record = _encode(entry)
         heap += [len(record).to_bytes(LENGTH, "little"), record]
-        single.append((_digest(_canonical(key)), entry.birth, ALONE | at))
+        single.append((_digest(_canonical(key)), entry.birth, ALONE | at, 0))
         at += LENGTH + len(record)
         if PICKLED in record:
             aside.append(row)
@@ -302,7 +338,7 @@ def rows(
             due.append((entry.expires, row))
         elif entry.value is not None:
             inline.append(row)
-    alone_columns = zip(*single, strict=True) if single else ((), (), ())
+    alone_columns = zip(*single, strict=True) if single else ((), (), (), ())
     columns.append((*alone_columns,))
     born = np.concatenate([np.array(each[1], np.int64) for each in columns])
     about.lowest = int(born.min(initial=0))
@@ -314,37 +350,57 @@ def rows(
     about.inline = sorted(rank[inline].tolist()) if inline else []
     about.deadlines = [deadline for deadline, _ in due]
     about.expiring = rank[[row for _, row in due]].tolist() if due else []
-    hashes, places = (
+    hashes, places, hints = (
         np.concatenate([np.array(each[name], np.uint64) for each in columns])
-        for name in (0, 2)
+        for name in (0, 2, 3)
     )
     return lines(
         about=_encode(about),
         hashes=hashes[order],
         births=(born[order] - about.lowest).astype(np.uint64),
         places=places[order],
+        hints=hints[order],
         heap=heap,
     )
 
 
 def _rows_of(
     batch: Batch, gone: bytes, number: int
-) -> tuple[tuple[Any, Any, Any], list[int]]:
-    """Hashes, births and places of a batch's live values, and which keys are pickled."""
+) -> tuple[tuple[Any, ...], list[int]]:
+    """Columns of a batch's live values, and which of their keys are pickled.
+
+    Hashes, births, places, and where each key's text begins in the batch's index.
+    """
     import numpy as np
 
     texts, born = batch.texts(), np.array(batch.births(), np.int64)
+    starts = np.full(len(texts), batch.keys_at, np.uint64)
+    starts[1:] += np.array(batch.key_ends()[:-1], np.uint64)
     where = np.arange(len(texts), dtype=np.uint64)
     if gone:
         bits = np.unpackbits(np.frombuffer(gone, np.uint8), bitorder="little")
         where = where[bits[: len(texts)] == 0]
         texts = [texts[place] for place in where.tolist()]
-        born = born[where.astype(np.intp)]
+        born, starts = born[where.astype(np.intp)], starts[where.astype(np.intp)]
     odd: list[int] = []
     if batch.mentions(PICKLED):
         odd = [row for row, text in enumerate(texts) if PICKLED in text]
     hashes = np.array(_hashes(texts), np.uint64)
-    return (hashes, born, where | np.uint64(number << 32)), odd
+    return (hashes, born, where | np.uint64(number << 32), starts), odd
+
+
+def _by_batch(
+    which: Any, places: Any, starts: Any
+) -> Iterator[tuple[int, Iterable[int], Iterable[int], Iterable[int]]]:
+    """Each batch's number, those of *which* whose *places* are in it, and these there."""
+    import numpy as np
+
+    numbers, at = places >> np.uint64(32), places & np.uint64(LOW)
+    order = np.argsort(numbers, kind="stable")
+    bounds = np.flatnonzero(np.diff(numbers[order])) + 1
+    for group in np.split(order, bounds) if len(order) else ():
+        columns = (column[group].tolist() for column in (which, at, starts))
+        yield int(numbers[group[0]]), *columns
 
 
 def _hashes(texts: Iterable[bytes]) -> list[int]:

@@ -6,14 +6,14 @@ common. Does not own: the single key, or how values move.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
 from chest import errors
+from chest.batches import Batch, Packed
 from chest.index import AnyEntry, same
 from chest.memory import weigh
-from chest.packs import Batch, Packed
 from chest.upkeep import Upkeep
 
 __all__ = ["Bulk"]
@@ -123,19 +123,16 @@ class Bulk(Upkeep):
 
     # -- for the floors above ----------------------------------------------------------
 
-    def _delete(self, wanted: Iterable[Hashable]) -> tuple[int, list[str]]:
+    def _delete(self, wanted: Collection[Hashable]) -> tuple[int, list[str]]:
         """Delete keys, each named once; how many there were, and names to `delete`.
 
         Locks held.
         """
-        find, fresh = self._manifest.index.get, self._fresh
-        unpublished: list[Hashable] = []
-        live: dict[Hashable, AnyEntry] = {}
-        for key in wanted:
-            if key in fresh:
-                unpublished.append(key)
-            elif (entry := find(key)) is not None:
-                live[key] = entry
+        fresh, published = self._fresh, wanted
+        unpublished = [key for key in wanted if key in fresh] if fresh else []
+        if unpublished:
+            published = [key for key in wanted if key not in fresh]
+        live = self._manifest.index.find_many(published)
         names = self._spill.remove(live)
         self._forget_slots([*live, *unpublished])
         return len(live) + len(unpublished), names

@@ -23,6 +23,7 @@ from sys import getsizeof
 from typing import Any
 
 from chest import errors, lifetime, system
+from chest.batches import Packed
 from chest.errors import short
 from chest.folder import (
     DAMAGED,
@@ -40,7 +41,6 @@ from chest.ledger import Changed, generation
 from chest.log import MOVED, NAME
 from chest.memory import PICKLED, Options, Slot, Weight
 from chest.packing import Packing
-from chest.packs import Packed
 from chest.readtier import Loaded, missing
 from chest.records import WORD
 from chest.settings import Settings, nothing

@@ -4,22 +4,30 @@ Owns: the entries by key, their order of birth, the birth numbers, which of a pa
 are live. Does not own: the log they come from.
 
 What a checkpoint has seen is asked of the checkpoint; what happened since lies over it in
-a dict, where None stands for a key that is gone.
+a dict, where None stands for a key that is gone. A row of the checkpoint speaks for its
+key as long as that dict does not have the key.
 """
 
 from __future__ import annotations
 
 import heapq
 from collections import deque
-from collections.abc import Callable, Hashable, Mapping, Sequence
-from itertools import count, filterfalse, islice, repeat
+from collections.abc import (
+    Callable,
+    Collection,
+    Hashable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
+from itertools import count, islice, repeat
 from typing import Any
 
 from chest import errors
 from chest.base import AnyEntry, Base
+from chest.batches import Batch, Packed
 from chest.checkpoint import Damaged
 from chest.expiry import NEVER
-from chest.packs import Batch, Packed
 from chest.records import Entry
 
 __all__ = ["LOST", "AnyEntry", "Index", "same", "unchanged"]
@@ -80,8 +88,6 @@ class Index:
         The next deadline of an entry [Unix time]; infinity: there is none.
     expired : dict of key to entry
         What `expire` has ended and no record has yet.
-    hidden : set of int
-        Rows of the base whose key is gone, or born anew.
     file_nbytes : int
         Bytes of the live values that have a file each.
     noted : int
@@ -103,9 +109,7 @@ class Index:
         self.batches: list[Batch]
         self.inline: dict[Hashable, None]
         self.expired: dict[Hashable, AnyEntry] = {}
-        # (deadline, order, key); the key of a row of the base is a `_Row`
-        self._deadlines: list[tuple[float, int, Any]]
-        self._order = count()
+        self._deadlines: _Deadlines
         self.get: Callable[[Hashable], AnyEntry | None]
         self.has: Callable[[Hashable], bool]
         self._rebuild = rebuild
@@ -120,14 +124,11 @@ class Index:
         self.file_nbytes = base.about.file_nbytes
         self.batches = [*base.batches]
         self.inline = {base.key(row): None for row in base.about.inline}
-        self._count = len(base)
+        self._count = self._end_row = len(base)
         about = base.about
-        # Sorted, so it is a heap already.
-        self._deadlines = [
-            (deadline, next(self._order), _Row(row))
-            for deadline, row in zip(about.deadlines, about.expiring, strict=True)
-        ]
-        self.due = about.deadlines[0] if about.deadlines else NEVER
+        for deadline, row in zip(about.deadlines, about.expiring, strict=True):
+            self._deadlines.add(deadline, _Row(row))
+        self.due = self._deadlines.next
 
     def _clear(self) -> None:
         self._replace({})
@@ -135,18 +136,17 @@ class Index:
         self.last_birth = self.file_nbytes = 0
         self.batches, self.inline = [], {}
         self.journal = None
-        self.due = NEVER
-        self._deadlines = []
+        self.due, self._deadlines = NEVER, _Deadlines()
         self.expired.clear()
-        self.hidden: set[int] = set()
         self._count = 0  # of live keys, where there is a base
         self._in_order = True
+        self._end_row = 0  # of the base; from here on newer entries speak for all keys
         # Keys born last and their births, in order; some may be gone. Empty: not known.
         self._newest: deque[tuple[Hashable, int]] = deque(maxlen=MOST_NEWEST)
         self._looked = 8  # keys that were looked for at once
-        # The key last asked of the base, its row, its entry: who reads a value, or
-        # deletes it, asks several times, and what the base says never changes.
-        self._latest: tuple[Any, int, AnyEntry | None] = (MISSING, -1, None)
+        # The key last asked of the base, and its entry: who reads a value, or deletes
+        # it, asks several times, and what the base says never changes.
+        self._latest: tuple[Any, AnyEntry | None] = (MISSING, None)
 
     def __len__(self) -> int:
         return len(self.entries) if self.base is None else self._count
@@ -194,11 +194,7 @@ class Index:
         live = (pair for pair in self.entries.items() if pair[1] is not None)
         some = heapq.nlargest(count, live, key=_order)
         try:
-            rows = range(len(base) - 1, -1, -1)
-            for row in islice(filterfalse(self.hidden.__contains__, rows), count):
-                key = base.key(row)
-                if key not in self.entries:
-                    some.append((key, base.entry(row)))
+            some += islice(self._last_rows(base), count)
         except LOST:
             self.lose_base()
             return self._born_last(count)
@@ -206,10 +202,52 @@ class Index:
         some = sorted(some, key=_order)[-count:]
         return [(key, entry.birth) for key, entry in some]
 
+    def _last_rows(self, base: Base) -> Iterator[tuple[Hashable, AnyEntry]]:
+        """The rows that still speak for their keys, the last first."""
+        entries, row, passed = self.entries, self._end_row, True
+        while row:
+            row -= 1
+            key = base.key(row)
+            if key not in entries:
+                passed = False
+                yield key, base.entry(row)
+            elif passed:
+                self._end_row = row  # not to be passed again
+
     def next_birth(self) -> int:
         """A birth number higher than every one seen."""
         self.birth += 1
         return self.birth
+
+    def find_many(self, named: Collection[Hashable]) -> dict[Any, AnyEntry]:
+        """Those of these keys that are live, and their entries."""
+        entries, found = self.entries, dict[Any, AnyEntry]()
+        unknown = named
+        if not entries.keys().isdisjoint(named):
+            unknown = [key for key in named if key not in entries]
+            known = ((key, entries.get(key)) for key in named)
+            found = {key: entry for key, entry in known if entry is not None}
+        if self.base is None or not unknown:
+            return found
+        try:
+            return found | self.base.find_many([*unknown])
+        except LOST:
+            self.lose_base()
+            return self.find_many(named)
+
+    def end_many(self, named: Sequence[Hashable], live: Mapping[Any, AnyEntry]) -> None:
+        """Let one record end all these keys; *live* is what `find_many` says of them."""
+        self.records += len(named)
+        self.note(named)
+        for key in named if self.expired else ():
+            self.expired.pop(key, None)
+        self._outdate_many(live)
+        if self.base is None:
+            for key in live:
+                del self.entries[key]
+        else:
+            self.entries.update(dict.fromkeys(live))  # lest a row speaks for them
+            self._count -= len(live)
 
     def apply(self, key: Hashable, entry: Entry) -> None:
         """Let one record change the live entries."""
@@ -265,23 +303,16 @@ class Index:
             self.inline[key] = None
         self._put(key, entry, entry.birth, old)
         if entry.expires is not None:
-            item: tuple[float, int, Any] = entry.expires, next(self._order), key
-            heapq.heappush(self._deadlines, item)
+            self._deadlines.add(entry.expires, key)
             if len(self._deadlines) > MOST_DEADLINES + 2 * len(self):
-                self._forget_deadlines()
-            self.due = self._deadlines[0][0]
+                # A key that is touched again and again leaves one each time.
+                self._deadlines.keep(self._ends)
+            self.due = self._deadlines.next
 
-    def _forget_deadlines(self) -> None:
-        """Drop deadlines that entries do not have any more. O(deadlines)."""
-        # A key that is touched again and again leaves one each time.
-        kept = []
-        for item in self._deadlines:
-            deadline, _, key = item
-            entry = None if type(key) is _Row else self.get(key)
-            if type(key) is _Row or (entry is not None and entry.expires == deadline):
-                kept.append(item)
-        self._deadlines = kept
-        heapq.heapify(kept)
+    def _ends(self, deadline: float, key: Any) -> bool:
+        """Whether an entry may have that deadline still."""
+        entry = None if type(key) is _Row else self.get(key)
+        return type(key) is _Row or (entry is not None and entry.expires == deadline)
 
     def held(self, key: Hashable) -> AnyEntry | None:
         """The entry whose value is on the disk still: the live one, or one that expired."""
@@ -294,8 +325,8 @@ class Index:
         """
         base, gone = self.base, list[Hashable]()
         while self.due <= now:
-            deadline, _, key = heapq.heappop(self._deadlines)
-            self.due = self._deadlines[0][0] if self._deadlines else NEVER
+            deadline, key = self._deadlines.pop()
+            self.due = self._deadlines.next
             if type(key) is _Row:
                 key = self._base_key(key)
             entry = self.get(key)
@@ -333,9 +364,21 @@ class Index:
             return None  # whose deadline it was is in the heap anew
 
     def apply_batch(
-        self, batch: Batch, named: Sequence[Hashable], dead: frozenset[int]
+        self,
+        batch: Batch,
+        named: Sequence[Hashable],
+        dead: frozenset[int],
+        live: Mapping[Any, AnyEntry] | None = None,
     ) -> None:
-        """Let the record of a batch change the live entries; *named* are its keys."""
+        """Let the record of a batch change the live entries; *named* are its keys.
+
+        *live* is what `find_many` says of those that are not in *dead* places.
+        """
+        places = [*range(len(named))]
+        if dead:
+            places = [place for place in places if place not in dead]
+        if live is None:
+            live = self.find_many([named[place] for place in places] if dead else named)
         self.batches.append(batch)
         self.records += batch.record.count
         entries = self.entries
@@ -343,31 +386,28 @@ class Index:
             self.note(named)
         for key in named if self.expired else ():
             self.expired.pop(key, None)
+        if dead:
+            batch.kill_many(dead)
         births = batch.births()
         new = births[0] > self.last_birth and births == sorted(births)
-        if new and not dead and self.are_new(named):
+        # Keys that were deleted since the checkpoint are there, and stand last now.
+        if new and not (dead or live) and entries.keys().isdisjoint(named):
             # The usual case, new keys in order, at the speed of C.
-            packed = map(Packed, repeat(batch), range(len(named)))
+            packed = map(Packed, repeat(batch), places)
             entries.update(zip(named, packed, strict=True))
             self._count += len(named)
             self.last_birth = births[-1]
             self.birth = max(self.birth, births[-1])
             self._newest.clear()
             return
-        for place, key in enumerate(named):
-            if place in dead:
-                batch.kill(place)
-                continue
-            old = self.get(key)
-            if old is not None:
-                self._outdate(key, old)
-            self._put(key, Packed(batch, place), births[place], old)
-
-    def are_new(self, named: Sequence[Hashable]) -> bool:
-        """Whether none of these keys was ever here, as far as is known in memory."""
-        if not self.entries.keys().isdisjoint(named):
-            return False
-        return self.base is None or not any(map(self.has, named))
+        self._outdate_many(live)
+        for place in places:
+            key, birth = named[place], births[place]
+            old = live.get(key)
+            if old is not None and old.birth == birth:
+                entries[key] = Packed(batch, place)  # as `_put`, where nothing moves
+            else:
+                self._put(key, Packed(batch, place), birth, old)
 
     def note(self, changed: Sequence[Hashable]) -> None:
         """Add keys to the `journal`, if anybody reads it."""
@@ -395,7 +435,8 @@ class Index:
         found += self.expired.values()
         if self.base is not None:
             try:
-                found += (e for row, e in self.base.alone() if row not in self.hidden)
+                alone, newer = self.base.alone(), self.entries
+                found += (entry for key, entry in alone if key not in newer)
             except LOST:
                 self.lose_base()
                 return self.filed()
@@ -409,15 +450,15 @@ class Index:
             return entry
         latest = self._latest
         if latest[0] is key:
-            return latest[2]
+            return latest[1]
         base = self.base
         assert base is not None
         try:
-            row, entry = base.find(key)
+            entry = base.find(key)
         except LOST:
             self.lose_base()
             return self.get(key)
-        self._latest = key, row, entry
+        self._latest = key, entry
         return entry
 
     def _has_both(self, key: Hashable) -> bool:
@@ -427,27 +468,22 @@ class Index:
         base = self.base
         assert base is not None
         try:
-            return base.find(key)[0] >= 0
+            return base.find(key) is not None
         except LOST:
             self.lose_base()
             return self.has(key)
 
-    def _row(self, key: Hashable) -> int:
-        """The row of the base that still speaks for *key*; -1 when none does."""
-        if self.base is None:
-            return -1
-        latest = self._latest
-        row = latest[1] if latest[0] is key else self.base.find(key)[0]
-        return -1 if row in self.hidden else row
-
     def _ordered_both(self) -> dict[Hashable, AnyEntry]:
-        base, hidden, entries = self.base, self.hidden, self.entries
+        base, entries = self.base, self.entries
         assert base is not None
         try:
             found: dict[Hashable, AnyEntry] = {}
             for row, key in enumerate(base.keys()):
-                if row not in hidden:
-                    found[key] = entries.get(key) or base.entry(row)
+                newer = entries.get(key, MISSING)
+                if newer is MISSING:
+                    found[key] = base.entry(row)
+                elif newer is not None and newer.birth == base.birth(row):
+                    found[key] = newer  # else it was born anew, or moved
         except LOST:
             self.lose_base()
             return self.ordered()
@@ -480,14 +516,9 @@ class Index:
     ) -> None:
         """Make *entry* the live one, noting whether the order of births holds."""
         kept = old is not None and old.birth == birth
-        if self.base is not None:
-            if old is None:
-                self._count += 1
-            row = self._row(key)
-            if row >= 0 and not kept:
-                self.hidden.add(row)
-            if old is None:
-                self.entries.pop(key, None)  # a key that is born anew stands last
+        if self.base is not None and old is None:
+            self._count += 1
+            self.entries.pop(key, None)  # a key that is born anew stands last
         if old is not None and not kept:
             # Moved. Not taken out and put in again: who reads without the lock would miss
             # it meanwhile.
@@ -504,15 +535,10 @@ class Index:
         self.entries[key] = entry
 
     def _remove(self, key: Hashable, old: AnyEntry | None) -> None:
-        row = self._row(key)
-        if row >= 0:
-            self.hidden.add(row)
-            self.entries[key] = None
-        elif self.base is not None and old is not None:
-            self.entries[key] = None
-        else:
+        if self.base is None:
             self.entries.pop(key, None)
-        if self.base is not None and old is not None:
+        elif old is not None:
+            self.entries[key] = None  # lest a row speaks for it
             self._count -= 1
 
     def _outdate(self, key: Hashable, old: AnyEntry) -> None:
@@ -524,6 +550,17 @@ class Index:
         else:
             self.file_nbytes -= old.size
 
+    def _outdate_many(self, live: Mapping[Any, AnyEntry]) -> None:
+        """`_outdate` for entries that one record replaces or deletes."""
+        packed: dict[Batch, list[int]] = {}
+        for key, old in live.items():
+            if type(old) is Packed:
+                packed.setdefault(old.batch, []).append(old.place)
+            else:
+                self._outdate(key, old)
+        for batch, places in packed.items():
+            batch.kill_many(places)
+
     def _replace(self, entries: dict[Hashable, AnyEntry]) -> None:
         self.entries: dict[Hashable, Any] = entries
         self.get, self.has = entries.get, entries.__contains__
@@ -531,6 +568,38 @@ class Index:
 
 class _Row(int):
     """A row of the base, among the deadlines of keys."""
+
+
+class _Deadlines:
+    """Deadlines, and the key of each, or its row of the base; the next one first."""
+
+    __slots__ = ("_heap", "_order")
+
+    def __init__(self) -> None:
+        self._heap: list[tuple[float, int, Any]] = []
+        self._order = count()  # keys need not be comparable
+
+    def __len__(self) -> int:
+        return len(self._heap)
+
+    @property
+    def next(self) -> float:
+        """The next deadline; infinity: there is none."""
+        return self._heap[0][0] if self._heap else NEVER
+
+    def add(self, deadline: float, key: Any) -> None:
+        """Note one. O(log n), O(1) for one after all others."""
+        heapq.heappush(self._heap, (deadline, next(self._order), key))
+
+    def pop(self) -> tuple[float, Any]:
+        """Take out the next one and its key. O(log n)."""
+        deadline, _, key = heapq.heappop(self._heap)
+        return deadline, key
+
+    def keep(self, is_kept: Callable[[float, Any], bool]) -> None:
+        """Drop those that are not kept. O(n)."""
+        self._heap = [each for each in self._heap if is_kept(each[0], each[2])]
+        heapq.heapify(self._heap)
 
 
 def _by_birth(entries: dict[Hashable, AnyEntry]) -> dict[Hashable, AnyEntry]:

@@ -157,7 +157,11 @@ class Ledger:
         if fresh:
             self._give_way(manifest.changed)
         manifest.changed, manifest.reloaded = set(), False
+        slots = memory.slots
         for key in changed:
+            if key not in slots and key not in fresh:
+                memory.forget(key)
+                continue
             entry = manifest.index.get(key)
             if entry is None and key in fresh:
                 continue
@@ -238,8 +242,10 @@ class Ledger:
     def _birth_of(self, key: Hashable) -> int:
         """The birth that *key* has, or gets when it is set now. Lock held."""
         entry = self._manifest.index.get(key)
-        if entry is not None:
-            return entry.birth
+        return self._new_birth(key) if entry is None else entry.birth
+
+    def _new_birth(self, key: Hashable) -> int:
+        """The birth that *key* has, or gets when it is set now; no record has it."""
         return self._born().get(key) or self._manifest.index.next_birth()
 
     def _next_birth(self) -> int:
@@ -260,8 +266,10 @@ class Ledger:
         """`_fresh`, with a birth for each of them. Lock held."""
         # Those without stand at the end; of many that were just set, all are.
         fresh: dict[Hashable, Any] = self._fresh
+        if not fresh:
+            return fresh
         unborn: list[Hashable] = []
-        if fresh and next(iter(fresh.values())) is None:
+        if next(iter(fresh.values())) is None:
             unborn = [*fresh]
         else:
             for key, birth in reversed(fresh.items()):

@@ -35,7 +35,6 @@ import re
 import secrets
 from collections.abc import (
     Callable,
-    Collection,
     Hashable,
     Iterator,
     Mapping,
@@ -45,13 +44,14 @@ from contextlib import AbstractContextManager
 
 from chest import errors, folder, keys, system
 from chest.base import INDEX, open_base
+from chest.batches import Batch, dead_places
 from chest.index import AnyEntry, Index
 from chest.log import IS_MOVED, MOVED, NAME, LogFile, Unmapped
-from chest.packs import Batch, Packs
+from chest.packs import Packs
 from chest.records import MAGIC, Entry, Header, Lines, Signer
 from chest.rewrite import Rewrite, Source, starts_checkpoint
 
-__all__ = ["Manifest", "dead_bits", "dead_places"]
+__all__ = ["Manifest"]
 
 CHECKPOINT_SHARE = 8  # a checkpoint is written when 1/8 of the entries are newer
 SECTOR = 512  # bytes; a disk writes at least so many, or none
@@ -214,15 +214,15 @@ class Manifest(LogFile):
         named: Sequence[Hashable] = (),
         *,
         moved: bool = False,
-        old: Mapping[Hashable, AnyEntry] | None = None,
+        live: Mapping[Hashable, AnyEntry] | None = None,
     ) -> None:
         """Publish (key, entry) pairs as one record: all of them become visible, or none.
 
         Must be called within `exclusive`. Each entry's ``generation`` is set to the
         record's number. O(len(pairs)), one write. A *batch* in a pack, whose keys are
         *named*, is published in the same record. Values that were only *moved*, to a file
-        or another pack, keep the generations they have. *old* has the live entries of all
-        the keys, where they are known.
+        or another pack, keep the generations they have. *live* has
+        the entries of the batch's keys but for the dead, where they are known.
 
         Raises
         ------
@@ -242,12 +242,19 @@ class Manifest(LogFile):
         for entry in entries:
             entry.generation = entry.generation or number
         for key, entry in pairs:
-            if old is None:
-                self.index.apply(key, entry)
-            else:
-                self.index.change(key, entry, old[key])
+            self.index.apply(key, entry)
         if batch is not None:
-            self.index.apply_batch(batch, named, dead_places(batch.record))
+            self.index.apply_batch(batch, named, dead_places(batch.record), live)
+
+    def end(self, texts: Sequence[bytes], live: Mapping[Hashable, AnyEntry]) -> None:
+        """Publish that all keys of *live* are gone, as `append` does.
+
+        *live* has their entries, *texts* are their JSON texts, in the same order.
+        """
+        number = self.generation + 1
+        self._write(self._lines.ending(texts, number))
+        self.generation = number
+        self.index.end_many([*live], live)
 
     def append_one(self, key: Hashable, entry: Entry, old: AnyEntry | None) -> None:
         """`append` of one entry in the place of *old*, the live one of *key*."""
@@ -281,7 +288,7 @@ class Manifest(LogFile):
         """
         read = self.generation, self._position
         source = Source(self.id, self._first, *read, self._opening)
-        return Rewrite(self._home, self._lines, self.index, source, self.load_key)
+        return Rewrite(self._home, self._lines, self.index, source)
 
     def take(self, rewrite: Rewrite) -> bool:
         """Go on with what `rewrite` began and somebody wrote; within `exclusive`.
@@ -294,10 +301,13 @@ class Manifest(LogFile):
         StoreError
             The disk refused; the log in use is as it was.
         """
-        if rewrite.source.opening != self._opening:
+        if rewrite.source.opening != self._opening or not rewrite.stands():
             return False
         if rewrite.has_log:
-            for entries in self._read_since(rewrite.source):
+            offset, number = rewrite.source.position, rewrite.source.generation
+            with folder.refusals(self.path, "could not be read"):
+                data = system.read_all(self._fd, offset, self._position - offset)
+            for entries in _records(self._lines, data, number, offset):
                 rewrite.append(entries)
             self._set_word(MOVED)  # before the rename: nobody may miss it (M4)
         try:
@@ -312,21 +322,6 @@ class Manifest(LogFile):
         self.changed, self.reloaded = changed, reloaded
         self.index.succeed(before, same_log=not rewrite.has_log)
         return True
-
-    def _read_since(self, source: Source) -> Iterator[list[Entry]]:
-        """The records that the log got since; each entry with its generation."""
-        offset, number = source.position, source.generation
-        with folder.refusals(self.path, "could not be read"):
-            data = system.read_all(self._fd, offset, self._position - offset)
-        for line in data.split(b"\n")[:-1]:
-            number += 1
-            entries = self._lines.read(line, number, offset)
-            if entries is None:
-                raise self._lines.corrupt(offset, f"record {number} is damaged")
-            for entry in entries:
-                entry.generation = entry.generation or number
-            offset += len(line) + 1
-            yield entries
 
     def compact(self) -> None:
         """Rewrite the log at once, with the live entries only; within `exclusive`."""
@@ -522,12 +517,17 @@ class Manifest(LogFile):
         if entries is None:
             return False
         try:
-            decoded = [self._decoded(entry) for entry in entries]
+            decoded = [_decoded(entry, self._packs, self.load_key) for entry in entries]
         except (ValueError, TypeError) as error:
             if isinstance(error, errors.ChestError):
                 raise
             raise self._lines.corrupt(self._position, str(error)) from error
         self.generation = number
+        ended = [named[0] for named, entry, _ in decoded if entry.gone == "key"]
+        if len(ended) == len(decoded) > 1:  # what `end` wrote
+            self.changed.update(ended)
+            self._growing.end_many(ended, self._growing.find_many(ended))
+            return True
         for named, entry, batch in decoded:
             if not entry.generation:
                 entry.generation = number
@@ -539,14 +539,6 @@ class Manifest(LogFile):
                 self.reloaded = True
             self._growing.apply(named[0], entry)
         return True
-
-    def _decoded(self, entry: Entry) -> tuple[list[Hashable], Entry, Batch | None]:
-        """The keys of one entry of a record, and its batch if it is one."""
-        load = self.load_key
-        if not entry.count:
-            return [keys.decode(entry.text, load)], entry, None
-        batch = Batch(entry, self._packs.block(entry))
-        return batch.keys(load), entry, batch
 
     def _check_torn(self, data: bytes, start: int, end: int) -> None:
         """Pass over a last record that a power cut left half-written; else it is damage."""
@@ -607,6 +599,34 @@ class _Exclusive:
         self._manifest.leave()
 
 
+def _records(
+    lines: Lines, data: bytes, number: int, offset: int
+) -> Iterator[list[Entry]]:
+    """The records after the *number*-th, each entry with its generation.
+
+    *data* is what the log has from *offset* on.
+    """
+    for line in data.split(b"\n")[:-1]:
+        number += 1
+        entries = lines.read(line, number, offset)
+        if entries is None:
+            raise lines.corrupt(offset, f"record {number} is damaged")
+        for entry in entries:
+            entry.generation = entry.generation or number
+        offset += len(line) + 1
+        yield entries
+
+
+def _decoded(
+    entry: Entry, packs: Packs, load: keys.Loader | None
+) -> tuple[list[Hashable], Entry, Batch | None]:
+    """The keys of one entry of a record, and its batch if it is one."""
+    if not entry.count:
+        return [keys.decode(entry.text, load)], entry, None
+    batch = Batch(entry, packs.block(entry))
+    return batch.keys(load), entry, batch
+
+
 def _is_torn(line: bytes, offset: int) -> bool:
     """Whole sectors of zeros are in the line, as far as they were written for it."""
     holes = [match.span() for match in re.finditer(rb"\0+", line)]
@@ -614,22 +634,3 @@ def _is_torn(line: bytes, offset: int) -> bool:
         (begin == 0 or not (offset + begin) % SECTOR) and not (offset + end) % SECTOR
         for begin, end in holes
     )
-
-
-def dead_places(record: Entry) -> frozenset[int]:
-    """The places of a batch that its record says are not live."""
-    if record.dead is None:
-        return frozenset()
-    return frozenset(
-        place
-        for place in range(record.count)
-        if record.dead[place >> 3] >> (place & 7) & 1
-    )
-
-
-def dead_bits(count: int, dead: Collection[int]) -> bytes:
-    """Those of *count* places that are dead, as a record has them."""
-    bits = bytearray(-(-count // 8))
-    for place in dead:
-        bits[place >> 3] |= 1 << (place & 7)
-    return bytes(bits)

@@ -23,7 +23,14 @@ import itertools
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Collection, Hashable, Iterable, Iterator
+from collections.abc import (
+    Callable,
+    Collection,
+    Hashable,
+    Iterable,
+    Iterator,
+    Sequence,
+)
 from typing import Any
 
 import msgspec
@@ -192,7 +199,11 @@ class MemoryTier:
 
     def came(self, key: Hashable, value: Any, plain: int) -> None:
         """Take in *value*, just read, that cannot change, of a key that is not there."""
-        if self.newest or self.touched:
+        if (
+            self.newest
+            or self.touched
+            or len(self._uses) > RECENT + 2 * len(self.values)
+        ):
             self.note()
         self.values[key] = value
         self._uses.append(key)
@@ -237,7 +248,22 @@ class MemoryTier:
         if slot is not None:
             self.drop(slot)
         elif key in self.values:
-            self.drop_bare([key])
+            if self.newest:
+                self.note()
+            self._bare_went((self.values.pop(key),))
+
+    def forget_many(self, gone: Collection[Hashable]) -> None:
+        """`forget` each of them, which are named once."""
+        values, slots = self.values, self.slots
+        bare: list[Hashable] = []
+        for key in gone if values else ():
+            slot = slots.get(key)
+            if slot is not None:
+                self.drop(slot)
+            elif key in values:
+                bare.append(key)
+        if bare:
+            self.drop_bare(bare)
 
     def drop_clean(self, slots: Iterable[Slot], stay: Collection[int] = ()) -> None:
         """Let those go that are not dirty, but for the ids in *stay*."""
@@ -253,15 +279,7 @@ class MemoryTier:
         self.note()
         if gone is None:
             gone = self.values.keys() - self.slots.keys() - self.fresh.keys()
-        values = [*map(self.values.pop, gone)]
-        self.changes += 1
-        if not self.values:
-            self._uses.clear()
-        if len(self.values) == len(self.slots):
-            # Exact: a str may have grown since it came, by its own UTF-8.
-            self.used = self._slotted
-        else:
-            self.used -= sum(map(_getsizeof, values))
+        self._bare_went([*map(self.values.pop, gone)])
 
     def clear(self) -> None:
         """Let all values go."""
@@ -372,6 +390,17 @@ class MemoryTier:
         if len(self.values) == len(self.slots):
             self.used = self._slotted  # as in `drop_bare`
         return slot
+
+    def _bare_went(self, values: Sequence[Any]) -> None:
+        """Bare values went: take their bytes off."""
+        self.changes += 1
+        if not self.values:
+            self._uses.clear()
+        if len(self.values) == len(self.slots):
+            # Exact: a str may have grown since it came, by its own UTF-8.
+            self.used = self._slotted
+        else:
+            self.used -= sum(map(_getsizeof, values))
 
     def _count_bytes(self, nbytes: int) -> None:
         """Add bytes of what is not bare."""

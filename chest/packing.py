@@ -16,10 +16,11 @@ from collections.abc import Collection, Hashable, Iterable, Iterator, Sequence
 from typing import Any
 
 from chest import errors
+from chest.batches import Columns, Packed
 from chest.index import LOST, AnyEntry, unchanged
 from chest.ledger import Ledger, generation
 from chest.memory import Options, Slot
-from chest.packs import BATCH_KEYS, Columns, Packed
+from chest.packs import BATCH_KEYS
 from chest.rewrite import Rewrite
 from chest.small import PACKED_NBYTES
 from chest.spill import MOST_DRAFTS, Job, Written
@@ -55,18 +56,26 @@ class Packing(Ledger):
         A key that was set anew since they were listed is there with its new slot: one
         that is set all the time would never be written otherwise.
         """
-        find, values = self._manifest.index.get, self._values
-        asks = self._settings.on_conflict is not None
-        here = []
-        for listed in slots:
-            slot = listed if listed.alive else self._slots.get(listed.key)
-            if slot is not None:
-                key = slot.key
-                if not asks:
-                    entry = find(key)
-                    slot.seen = 0 if entry is None else entry.generation
-                here.append((slot, values[key]))
-        return here
+        newer = self._slots.get
+        found = [each if each.alive else newer(each.key) for each in slots]
+        here = [slot for slot in found if slot is not None]
+        if self._settings.on_conflict is None:
+            live = self._manifest.index.find_many([slot.key for slot in here])
+            for slot in here:
+                slot.seen = generation(live.get(slot.key))
+        values = self._values
+        return [(slot, values[slot.key]) for slot in here]
+
+    def _births_of(self, keys: Sequence[Hashable]) -> list[int]:
+        """`_birth_of` each of them. Lock held."""
+        index, born = self._manifest.index, self._born()
+        live = index.find_many(keys)
+        return [
+            entry.birth
+            if (entry := live.get(key))
+            else born.get(key) or index.next_birth()
+            for key in keys
+        ]
 
     def _is_in_conflict(self, slot: Slot, known: AnyEntry | None) -> bool:
         """Whether somebody published the key since this value was set."""
@@ -189,12 +198,13 @@ class Packing(Ledger):
         """Those that go into a pack, and their pickles; the rest is put to *others*."""
         with self.lock:
             here = self._taken(slots)
-            births = [self._birth_of(slot.key) if slot.dirty else 0 for slot, _ in here]
+            births = self._births_of([slot.key for slot, _ in here if slot.dirty])
         taken: list[Slot] = []
         small = Columns()
         dumps = self._spill.dumps
-        for (slot, value), birth in zip(here, births, strict=True):
-            data = None
+        known = iter(births)
+        for slot, value in here:
+            birth, data = next(known) if slot.dirty else 0, None
             if (
                 slot.dirty
                 and slot.nbytes <= SMALL_NBYTES
@@ -253,8 +263,9 @@ class Packing(Ledger):
 
     def _forget_slots(self, replaced: Iterable[Hashable]) -> None:
         """Values in memory that others took the place of go. Locks held."""
-        for key in replaced:
-            self._memory.forget(key)
+        gone = dict.fromkeys(replaced)
+        self._memory.forget_many(gone)
+        for key in gone if self._fresh else ():
             self._forget_fresh(key)
 
     def _inlined(self, jobs: Sequence[Job]) -> list[Written] | None:
@@ -365,39 +376,45 @@ class Packing(Ledger):
             if slot is not None and not slot.dirty:
                 slot.entry = find(key)
 
+    def _follow_packed(self, held: Collection[str]) -> None:
+        """`_follow` for values in packs that are not among *held* any more."""
+        self._follow(
+            key
+            for key, slot in self._memory.slots.items()
+            if type(slot.entry) is Packed and slot.entry.name not in held
+        )
+
     def _compact(self) -> int:
         """Rewrite packs that are half dead or too many, then the manifest, then sweep."""
         self._settle()
         self._bury()
-        with self._publishing():
-            names = {name for name, _ in self._poor_packs()}
-            poor = [each for each in self._manifest.index.batches if each.name in names]
-        if poor:
-            self._spill.packs.end()  # not into one of those that go
-            self._move_to_pack(
-                (key, Packed(batch, place))
-                for batch in poor
-                for place, key in batch.live(self._manifest.load_key)
-            )
         for _ in range(MOST_REWRITES):
-            swept = self._rewrite()
+            swept = self._rewrite(moving=True)
             if swept is not None:
                 return swept
         with self._publishing():  # now nobody else can be quicker
-            return self._rewrite() or 0
+            return self._rewrite(moving=False) or 0
 
-    def _rewrite(self) -> int | None:
-        """Write the log anew, then sweep; None when somebody else just wrote it."""
+    def _rewrite(self, *, moving: bool) -> int | None:
+        """Write the log anew, then sweep; None when somebody else just wrote it.
+
+        With *moving*, packs that are half dead or too many are emptied before.
+        """
         listed = self._spill.store.listed()
-        with self._written_aside(log=True) as rewrite, self._publishing():
+        with (
+            self._written_aside(log=True, moving=moving) as rewrite,
+            self._publishing(),
+        ):
             index = self._manifest.index
             before = {batch.name for batch in index.batches}
             before.update(entry.name for entry in index.expired.values())
             if not self._manifest.take(rewrite):
                 return None
-            # What is left in them is damaged: no use to try until something changes.
-            self._unmoved = self._poor_packs()
             held = self._manifest.index.names()
+            if moving:
+                # What is left in them is damaged: no use to try until something changes.
+                self._unmoved = self._poor_packs()
+                self._follow_packed(held)
             self._spill.delete(before - held - {""})
             self._spill.packs.end_unless(held)  # the sweep takes what nobody appends to
             return self._spill.sweep(held, listed)
@@ -414,24 +431,36 @@ class Packing(Ledger):
             log.info("no checkpoint was taken up: %s", error)
 
     @contextlib.contextmanager
-    def _written_aside(self, *, log: bool) -> Iterator[Rewrite]:
+    def _written_aside(self, *, log: bool, moving: bool = False) -> Iterator[Rewrite]:
         """A new log, or else a checkpoint, that was written without a lock."""
-        with self._publishing():
-            rewrite = self._manifest.rewrite()
+        rewrite, poor = self._begin_rewrite()
         try:
             try:
-                rewrite.write(log=log)
+                self._write_aside(rewrite, poor if moving else (), log=log)
             except LOST:
                 # Read the log instead; what is damaged there is an error.
                 rewrite.discard()
                 with self._publishing():
                     if self._manifest.index.base is not None:
                         self._manifest.index.lose_base()
-                    rewrite = self._manifest.rewrite()
-                rewrite.write(log=log)
+                    rewrite, poor = self._begin_rewrite()
+                self._write_aside(rewrite, poor if moving else (), log=log)
             yield rewrite
         finally:
             rewrite.discard()
+
+    def _begin_rewrite(self) -> tuple[Rewrite, set[str]]:
+        """What exists, to be written down, and the names of packs that are poor."""
+        with self._publishing():
+            poor = {name for name, _ in self._poor_packs()}
+            return self._manifest.rewrite(), poor
+
+    def _write_aside(
+        self, rewrite: Rewrite, poor: Collection[str], *, log: bool
+    ) -> None:
+        if poor:
+            rewrite.move(poor, self._spill.packs, sync=self._manifest.sync)
+        rewrite.write(log=log)
 
     def _poor_packs(self) -> frozenset[tuple[str, int]]:
         """Packs more than half dead, or too many, each with how many entries are dead."""

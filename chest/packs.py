@@ -1,21 +1,17 @@
 """Packs: files of many small values.
 
-Owns: the bytes of a pack, its batches, and which file of this process the next batch goes
+Owns: the bytes of a pack, and which file of this process the next batch goes
 to. Does not own: which entries are live (the index), or when a value is packed.
 
 A pack is append-only. Each batch is a head, the values, one after the other, and an index
-of four columns of little-endian 32-bit numbers and the keys::
+(see `chest.batches`)::
 
-    head  values…  pad to 8  ends[n]  checks[n]  births[n]  key_ends[n]  (generations[n])
-    keys…
+    head  values…  pad to 8  index
 
-``ends`` and ``key_ends`` count from the first value and the first key, ``births`` from the
-record's ``birth``; ``checks`` are the low halves of the values' xxh3; ``generations``, 64
-bits each, stand only in a batch that was rewritten. The manifest's record of the batch
-says where it lies and what its index's checksum is, so that what was appended and not
-published is nobody's. The head says it again, for whoever has lost the manifest. Its
-checksum covers the pack's name, which nobody knows before it is made: the bytes of a
-value cannot pass for a batch.
+The manifest's record of the batch says where it lies and what its index's checksum is, so
+that what was appended and not published is nobody's. The head says it again, for whoever
+has lost the manifest. Its checksum covers the pack's name, which nobody knows before it is
+made: the bytes of a value cannot pass for a batch.
 
 Invariants
 ----------
@@ -31,22 +27,19 @@ import errno
 import os
 import secrets
 import struct
-import sys
 import threading
-from array import array
-from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
-from itertools import accumulate
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any, cast
 
-import msgspec
 import xxhash
 
-from chest import errors, expiry, keys, system
+from chest import errors, expiry, system
+from chest.batches import Batch, Columns, Packed, index_of
 from chest.folder import PACK, Folder, refused
 from chest.records import Entry
 from chest.system import FileMap
 
-__all__ = ["Batch", "Columns", "Packed", "Packs"]
+__all__ = ["Packs"]
 
 PACK_NBYTES = 256 << 20  # a pack that is larger gets no further batch
 BATCH_KEYS = 1 << 16  # keys of one batch at most
@@ -63,249 +56,6 @@ _digest = xxhash.xxh3_64_intdigest
 _pread = os.pread if system.POSIX else None
 
 Check = Callable[[str, os.stat_result], object]
-
-
-class Columns:
-    """Small values that go into a pack together, as columns.
-
-    Parameters
-    ----------
-    keys, births, datas : list
-        Of each value: its key, its birth and its pickle.
-    rewritten : bool
-        They were published before, each by the record of that number in `generations`.
-
-    Attributes
-    ----------
-    made : int
-        When the youngest of them was computed; 0: not known.
-    """
-
-    __slots__ = ("births", "datas", "generations", "keys", "made", "rewritten")
-
-    def __init__(
-        self,
-        keys: list[Any] | None = None,
-        births: list[int] | None = None,
-        datas: list[bytes] | None = None,
-        *,
-        rewritten: bool = False,
-    ) -> None:
-        self.keys = keys or []
-        self.births = births or []
-        self.datas = datas or []
-        self.rewritten = rewritten
-        self.generations: list[int] = []
-        self.made = 0
-
-    def add(
-        self, key: Hashable, birth: int, data: bytes, generation: int = 0, made: int = 0
-    ) -> None:
-        """Append one value."""
-        self.keys.append(key)
-        self.births.append(birth)
-        self.datas.append(data)
-        self.generations.append(generation)
-        self.made = max(self.made, made)
-
-
-class Batch:
-    """What one publication put into a pack.
-
-    Parameters
-    ----------
-    record : Entry
-        The manifest's.
-    block : bytes, optional
-        The batch's index.
-    fetch : callable, optional
-        Reads it when it is first needed.
-
-    Attributes
-    ----------
-    dead : int
-        How many of its values are not live: they never were, or were replaced or
-        deleted since.
-    gone : bytes-like
-        Their places as bits, as a record has them; empty when all are live.
-    """
-
-    __slots__ = (
-        "_block",
-        "_columns",
-        "_count",
-        "_fetch",
-        "_key_ends",
-        "_keys_at",
-        "_start",
-        "dead",
-        "gone",
-        "name",
-        "record",
-    )
-
-    def __init__(
-        self,
-        record: Entry,
-        block: bytes | None = None,
-        fetch: Callable[[Entry], bytes] | None = None,
-    ) -> None:
-        self.record = record
-        self.name = record.name
-        self.dead = 0
-        self.gone: bytearray | bytes = b""
-        self._count, self._key_ends = record.count, 3 * record.count - 1
-        self._start = record.start
-        self._keys_at = (24 if record.rewritten else 16) * record.count
-        self._fetch = fetch
-        self._block = b""
-        self._columns: memoryview | None = None
-        if block is not None:
-            self._take(block)
-
-    def kill(self, place: int) -> None:
-        """Note that the value at *place*, which was live, is not any more."""
-        if not self.dead:
-            self.gone = bytearray(-(-self._count // 8))
-        self.gone[place >> 3] |= 1 << (place & 7)  # type: ignore[index]
-        self.dead += 1
-
-    def bury(self, gone: bytes) -> None:
-        """Note all the places that are not live, as `gone` has them."""
-        self.gone = bytearray(gone)
-        self.dead = int.from_bytes(gone, "little").bit_count()
-
-    def passing(self) -> Batch:
-        """The same, with its index in memory, but not for longer than it is used."""
-        if self._columns is not None:
-            return self
-        assert self._fetch is not None
-        return Batch(self.record, self._fetch(self.record))
-
-    def _take(self, block: bytes) -> memoryview:
-        self._block = block
-        self._columns = memoryview(block)[: 16 * self.record.count].cast("I")
-        return self._columns
-
-    def _table(self) -> memoryview:
-        """The columns, read when they are first needed."""
-        if self._columns is not None:
-            return self._columns
-        assert self._fetch is not None
-        return self._take(self._fetch(self.record))
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all values, and of what aligns the index behind them."""
-        return self.record.at - self.record.start
-
-    def birth(self, place: int) -> int:
-        """When the key at *place* was first set."""
-        columns = self._columns or self._table()
-        birth: int = columns[2 * self._count + place]
-        return self.record.birth + birth
-
-    def births(self) -> list[int]:
-        """All births."""
-        base, count = self.record.birth, self.record.count
-        return [base + each for each in self._table()[2 * count : 3 * count].tolist()]
-
-    def generation(self, place: int) -> int:
-        """The record that published the value at *place*."""
-        if not self.record.rewritten:
-            return self.record.generation
-        self._table()
-        at = 16 * self.record.count + 8 * place
-        return int.from_bytes(self._block[at : at + 8], "little")
-
-    def where(self, place: int) -> tuple[int, int, int]:
-        """(offset in the pack, size, check) of the value at *place*."""
-        ends = self._columns or self._table()
-        first, end = ends[place - 1] if place else 0, ends[place]
-        return self._start + first, end - first, ends[self._count + place]
-
-    def has(self, place: int, text: bytes) -> bool:
-        """Whether *text*, the JSON text of a str, is that of the key at *place*."""
-        ends, first = self._columns or self._table(), self._keys_at
-        if place:
-            first += ends[self._key_ends + place]
-        # Where the other text ends need not be asked: no JSON text of a str begins another.
-        return self._block.startswith(text, first)
-
-    def text(self, place: int) -> bytes:
-        """The JSON text of the key at *place*."""
-        ends, offset = self._table(), 3 * self.record.count + place
-        first = self._keys_at + (ends[offset - 1] if place else 0)
-        return self._block[first : self._keys_at + ends[offset]]
-
-    def mentions(self, part: bytes) -> bool:
-        """Whether *part* stands in the text of any key; sometimes True without need."""
-        self._table()
-        return self._block.find(part, self._keys_at) >= 0
-
-    def texts(self) -> list[bytes]:
-        """The JSON texts of all keys."""
-        ends = self._table()[3 * self.record.count :].tolist()
-        block, at = self._block, self._keys_at
-        return [
-            block[at + first : at + last]
-            for first, last in zip([0, *ends], ends, strict=False)
-        ]
-
-    def live(self, load: keys.Loader | None) -> list[tuple[int, Any]]:
-        """(place, key) of the values that are live."""
-        named, gone = enumerate(self.passing().keys(load)), self.gone
-        if not self.dead:
-            return [*named]
-        return [each for each in named if not gone[each[0] >> 3] >> (each[0] & 7) & 1]
-
-    def keys(self, load: keys.Loader | None) -> list[Any]:
-        """All keys."""
-        texts = msgspec.json.decode(b"[%s]" % b",".join(self.texts()))
-        return [keys.decode(text, load) for text in texts]
-
-
-class Packed(msgspec.Struct, gc=False):
-    """The entry of a value in a pack; read like a `chest.records.Entry`."""
-
-    batch: Batch
-    place: int
-
-    @property
-    def birth(self) -> int:
-        """Orders the keys."""
-        return self.batch.birth(self.place)
-
-    @property
-    def generation(self) -> int:
-        """The record's number, shown to users as etag."""
-        return self.batch.generation(self.place)
-
-    @property
-    def name(self) -> str:
-        """The pack."""
-        return self.batch.name
-
-    @property
-    def size(self) -> int:
-        """Bytes of the pickle."""
-        return self.batch.where(self.place)[1]
-
-    @property
-    def text(self) -> keys.Json:
-        """The key, as `chest.keys.encode` writes it."""
-        return msgspec.json.decode(self.batch.text(self.place))
-
-    @property
-    def made(self) -> int:
-        """When the youngest of the batch was computed."""
-        return self.batch.record.made
-
-    format = "pickle"
-    digest = file_id = signature = gone = ""
-    nbytes = 0
-    cost = 0.0
-    python = mapped = expires = value = None
 
 
 class Packs:
@@ -347,12 +97,12 @@ class Packs:
             The disk refused. What was written is nobody's, and is not used again.
         """
         base = min(small.births)
-        block = _block(small, base)
+        block = index_of(small, base)
         record = Entry(
             birth=base,
             size=len(block),
             digest=f"{_digest(block):016x}",
-            count=len(small.keys),
+            count=len(small),
             rewritten=small.rewritten,
             made=small.made,
         )
@@ -698,24 +448,3 @@ def _next_head(data: memoryview, at: int) -> int:
     """Where the next head may begin; -1: nowhere."""
     whole: Any = data.obj
     return -1 if not len(data) else int(whole.find(HEAD_MAGIC, at))
-
-
-def _block(small: Columns, base: int) -> bytes:
-    """The index of a batch."""
-    texts = keys.lines(small.keys)
-    columns = [
-        array("I", accumulate(map(len, small.datas))),
-        _low_halves(array("Q", map(_digest, small.datas))),
-        array("I", [birth - base for birth in small.births]),
-        array("I", accumulate(map(len, texts))),
-    ]
-    if small.rewritten:
-        columns.append(array("Q", small.generations))
-    return b"".join([*columns, *texts])
-
-
-def _low_halves(numbers: array[int]) -> array[int]:
-    """The lower 32 bits of each number."""
-    words = array("I")
-    words.frombytes(numbers.tobytes())
-    return words[sys.byteorder == "big" :: 2]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -174,10 +174,14 @@ class Lines:
 
     def line(self, record: Entry | list[Entry], number: int) -> bytes:
         """The line of the record that is the *number*-th of the log."""
-        body = _encode(record)
-        if self._sign is not None:
-            return b"%b %b\n" % (self._sign(body, number), body)
-        return b"%b %b\n" % (_digest(body, number).encode(), body)
+        return self._checked(_encode(record), number)
+
+    def ending(self, texts: Sequence[bytes], number: int) -> bytes:
+        """The line of the record that ends the keys with these JSON texts."""
+        # What `line` makes of a tombstone for each, without making them.
+        one = b',"gone":"key"}'
+        body = b'{"k":' + (one + b',{"k":').join(texts) + one
+        return self._checked(body if len(texts) == 1 else b"[%b]" % body, number)
 
     def read_first(self, line: bytes) -> Header:
         """What the first line says.
@@ -272,6 +276,12 @@ class Lines:
             f"it, or it is damaged. {untouched}"
         )
         return errors.SignatureError(msg, path=self.path)
+
+    def _checked(self, body: bytes, number: int) -> bytes:
+        """The line of the record with that text."""
+        if self._sign is not None:
+            return b"%b %b\n" % (self._sign(body, number), body)
+        return b"%b %b\n" % (_digest(body, number).encode(), body)
 
     def _check(self, body: bytes, number: int) -> bytes:
         if self._sign is not None:

@@ -18,15 +18,16 @@ from typing import Any, NamedTuple, cast
 import msgspec
 
 from chest import errors, keys, system
+from chest.batches import Batch, Packed, dead_bits
 from chest.facts import Problem, Recovered
 from chest.folder import DAMAGED, PACK, SEAL, Folder, refusals
 from chest.formats import footer as frame
 from chest.formats.compressed import CODECS, Compressed, form_of
 from chest.index import AnyEntry
 from chest.log import MOVED, NAME
-from chest.manifest import Manifest, dead_bits
+from chest.manifest import Manifest
 from chest.opening import formats, open_folder
-from chest.packs import Batch, Packed, Packs
+from chest.packs import Packs
 from chest.protocols import Source as File
 from chest.readtier import ReadTier
 from chest.records import MAGIC, WORD, Entry, Lines
@@ -375,7 +376,7 @@ class _Recovery:
         """Write a manifest of what lives, and put it in the place of the old one."""
         word = replay.id or secrets.token_hex(8)
         source = Source(word, 0, replay.generation + 1, 0, 0)
-        rewrite = Rewrite(self._home, self._lines, replay.index, source, None)
+        rewrite = Rewrite(self._home, self._lines, replay.index, source)
         try:
             rewrite.write(log=True)
             self._keep_old()

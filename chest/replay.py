@@ -18,13 +18,13 @@ import msgspec
 
 from chest import errors, keys, system
 from chest.base import INDEX, About, alone
+from chest.batches import Batch, dead_places
 from chest.checkpoint import Checkpoint, Damaged
 from chest.facts import Problem
 from chest.folder import Folder
 from chest.index import Index
 from chest.log import NAME
-from chest.manifest import dead_places
-from chest.packs import Batch, Packs
+from chest.packs import Packs
 from chest.records import MAGIC, SIGNED, WORD, Entry, Header, Lines
 
 __all__ = ["Replay"]
@@ -255,7 +255,7 @@ class Replay:
         self.index = Index(max(self.index.birth, about.birth))
         for record in about.batches:
             self._apply_batch(record)
-        for _, entry in alone(self._table):
+        for entry in alone(self._table):
             self._apply(entry, about.generation)
 
 

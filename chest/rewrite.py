@@ -11,17 +11,19 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Collection, Hashable, Iterator, Sequence
 from typing import NamedTuple
 
 import msgspec
 
-from chest import errors, keys
+from chest import errors
 from chest.base import INDEX, About, rows
-from chest.folder import Aside, Folder, refused
+from chest.batches import Batch, dead_bits
+from chest.folder import Aside, Folder, refusals, refused
 from chest.index import Index
 from chest.log import NAME, START
-from chest.packs import Batch
+from chest.moving import Move
+from chest.packs import Packs
 from chest.records import Entry, Header, Lines
 
 __all__ = ["Rewrite", "Source", "starts_checkpoint"]
@@ -66,8 +68,6 @@ class Rewrite:
         Copied here, as far as it changes; costs what it takes to copy a dict of what is
         newer than its checkpoint.
     source : Source
-    load_key : callable or None
-        Loads pickled keys.
     """
 
     def __init__(
@@ -76,14 +76,11 @@ class Rewrite:
         lines: Lines,
         index: Index,
         source: Source,
-        load_key: keys.Loader | None,
     ) -> None:
         self.source = source
         self._home = home
         self._lines = lines
-        self._load_key = load_key
-        self._base, self._hidden = index.base, index.hidden.copy()
-        self._entries = index.entries.copy()
+        self._base, self._entries = index.base, index.entries.copy()
         self._batches = [
             (batch, bytes(batch.gone))
             for batch in index.batches
@@ -91,9 +88,40 @@ class Rewrite:
         ]
         self._birth, self._records = index.birth, index.records
         self._file_nbytes, self._count = index.file_nbytes, len(index)
+        self._moved: Move | None = None
         self._log: Aside | None = None
         self._checkpoint: Aside | None = None
         self.number = 0  # of the new log's last record
+
+    def move(self, poor: Collection[str], packs: Packs, *, sync: bool) -> None:
+        """Move what is live in these packs to another one; no lock.
+
+        To be followed by `write` of a log, which says where it lies now: no record is
+        published for what only moves.
+
+        Raises
+        ------
+        StoreError
+            The disk refuses; nothing has changed.
+        CorruptChestError
+            The index of a batch is damaged.
+        """
+        move = Move(packs, sync=sync, generation=self.source.generation)
+        self._moved, kept = move, []
+        with refusals(self._home.path, "takes no pack"):
+            for batch, gone in self._batches:
+                if batch.name not in poor:
+                    kept.append((batch, gone))
+                elif stay := move.take(batch, gone):
+                    places = {*range(batch.record.count)}.difference(stay)
+                    kept.append((batch, dead_bits(batch.record.count, places)))
+            kept += [(batch, b"") for batch in move.finish()]
+        self._batches = kept
+
+    def stands(self) -> bool:
+        """Nobody swept what was moved; called under the manifest's lock."""
+        with refusals(self._home.path, "could not be read"):
+            return self._moved is None or self._moved.stands()
 
     def write(self, *, log: bool) -> None:
         """Write a log of the live entries and its checkpoint, or one of the log in use.
@@ -171,6 +199,8 @@ class Rewrite:
         for aside in (self._log, self._checkpoint):
             if aside is not None:
                 aside.discard()
+        if self._moved is not None and not self.placed:
+            self._moved.discard()
 
     # -- steps -------------------------------------------------------------------------
 
@@ -209,11 +239,7 @@ class Rewrite:
         entries = self._entries
         found = [(key, entry) for key, entry in entries.items() if type(entry) is Entry]
         if self._base is not None:
-            for row, entry in self._base.alone():
-                if row in self._hidden:
-                    continue
-                key = keys.decode(entry.text, self._load_key)
-                if key not in entries:  # else it was replaced
-                    found.append((key, entry))
+            alone = self._base.alone()
+            found += (pair for pair in alone if pair[0] not in entries)
         found.sort(key=lambda pair: (pair[1].birth, pair[1].generation))
         return found

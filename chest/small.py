@@ -7,16 +7,17 @@ small enough, or when they are written; files with one value.
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Hashable, Iterable
+from collections.abc import Collection, Hashable, Iterable, Sequence
 
 import msgspec
 
 from chest import errors, keys
+from chest.batches import Batch, Columns, Packed, dead_bits
 from chest.folder import SPARE, refusals
 from chest.formats.pickle5 import Pickle5, undecodable
 from chest.index import AnyEntry
-from chest.manifest import Manifest, dead_bits
-from chest.packs import Batch, Columns, Packed, Packs
+from chest.manifest import Manifest
+from chest.packs import Packs
 from chest.protocols import Format
 from chest.records import Entry
 from chest.stores.local import LocalStore
@@ -99,15 +100,16 @@ class SmallTier:
             batch = self.pack(small)
         if dead:
             batch.record.dead = dead_bits(batch.record.count, dead)
-        old: list[AnyEntry | None] = []
-        if index.expired or not index.are_new(named):
-            find = index.held
-            old = [find(key) for place, key in enumerate(named) if place not in dead]
-        self.manifest.append([], batch, named, moved=moved)
+        taken: Sequence[Hashable] = named
+        if dead:
+            taken = [key for place, key in enumerate(named) if place not in dead]
+        live, expired = index.find_many(taken), index.expired
+        old = [*live.values(), *(expired[key] for key in taken if key in expired)]
+        self.manifest.append([], batch, named, moved=moved, live=live)
         if not moved:
             self.written += len(named) - len(dead)
             self.written_bytes += batch.nbytes
-        return self.retire(each for each in old if each is not None)
+        return self.retire(old)
 
     def in_log(
         self, key: Hashable, data: bytes, birth: int, nbytes: int, entry: AnyEntry
@@ -163,9 +165,8 @@ class SmallTier:
         # Not later: once the lock is free a sweep may take the file for an orphan, and
         # somebody else its name, whose value a late removal would hit.
         left: dict[str, None] = {}
-        for name, entry in {each.name: each for each in old}.items():
-            if is_shared(entry):
-                continue
+        alone = {each.name: each for each in old if not is_shared(each)}
+        for name, entry in alone.items():
             try:
                 if entry.size < SLOW_NBYTES and entry.format != "zarr":
                     self.store.delete(name)

@@ -314,13 +314,8 @@ class SpillTier(ReadTier):
 
         *gone* has the live entry of each key, so that it need not be looked up again.
         """
-        pairs = []
-        for key, entry in gone.items():
-            # A str is its own text, which need not be read from the pack.
-            text = keys.encode(key) if type(key) is str else entry.text
-            pairs.append((key, Entry(text, gone="key")))
-        if pairs:
-            self.manifest.append(pairs, old=gone)
+        if gone:
+            self.manifest.end(_texts(gone), gone)
         return self.retire(gone.values())
 
     def remove_all(self) -> list[str]:
@@ -544,6 +539,17 @@ class SpillTier(ReadTier):
                 key=key,
             )
         return name
+
+
+def _texts(live: Mapping[Hashable, AnyEntry]) -> list[bytes]:
+    """The JSON texts of these keys, which have these entries."""
+    # A str is its own text, which need not be read from a pack.
+    if {*map(type, live)} == {str}:
+        return keys.lines([*live])
+    return [
+        keys.line(key) if type(key) is str else msgspec.json.encode(entry.text)
+        for key, entry in live.items()
+    ]
 
 
 def _file_numbers() -> Callable[[], int]:

@@ -13,12 +13,13 @@ from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from chest import facts, reprs, system
+from chest.batches import Batch, Columns, Packed
 from chest.conflict import Settling
 from chest.engine import Engine
 from chest.index import AnyEntry, same
 from chest.memory import Slot
 from chest.packing import FEWEST_PACKED
-from chest.packs import BATCH_KEYS, Batch, Columns, Packed
+from chest.packs import BATCH_KEYS
 from chest.small import is_small
 from chest.spill import MOST_DRAFTS, SpillTier, Written
 

@@ -40,7 +40,7 @@ WRITES = frozenset(
 )
 READS = frozenset(["fstat", "stat", "lseek", "pread", "read", "scandir"])
 DIED = 77  # exit status of a child that died where it was told to
-PATIENCE = 3  # seconds until a child that hangs is ended
+PATIENCE = 30  # seconds until a child that hangs is ended; others may load the machine
 
 Act = Callable[[int, str, Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
 

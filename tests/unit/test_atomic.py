@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -671,3 +672,50 @@ class TestBulk:
         one.flush()
         assert one.delete_many(range(5)) == 5
         assert files(one) == {".keys"}
+
+
+class TestWithoutSlots:
+    """A small value that cannot change is published without a slot (`chest.memory`)."""
+
+    def test_it_is_kept_and_goes_with_its_bytes(self, tmp_path: Path) -> None:
+        with Chest(tmp_path / "c", publish="each") as c:
+            c["stays"] = 2.5
+            for text in ("text", "\N{SNOWMAN}" * 50):  # which grows when it is pickled
+                c["x"] = text
+                assert not c._memory.slots
+                assert c["x"] == text
+                assert c.memory_usage == sys.getsizeof(text) + sys.getsizeof(2.5)
+                del c["x"]
+                assert c.memory_usage == sys.getsizeof(2.5)
+            assert c.pop("stays") == 2.5
+            assert (c.memory_usage, len(c), list(c)) == (0, 0, [])
+
+    def test_it_goes_when_somebody_else_sets_or_deletes_it(self, two) -> None:
+        one, other = two
+        one.incr("n")
+        one.add("gone", "text")
+        assert not one._memory.slots
+        assert other.incr("n") == 2
+        del other["gone"]
+        assert "gone" not in one
+        assert (one["n"], one.incr("n"), other["n"]) == (2, 3, 3)
+        assert one.memory_usage == sys.getsizeof(3)
+
+    def test_it_is_not_kept_over_the_budget(self, tmp_path: Path) -> None:
+        with Chest(tmp_path / "c", available_memory=100, publish="each") as c:
+            for number in range(20):
+                c[number] = f"text {number}"
+                assert c.memory_usage <= 100
+            assert [*c.values()] == [f"text {number}" for number in range(20)]
+
+    def test_what_is_new_in_memory_is_published_in_its_place(self, two) -> None:
+        one, other = two
+        one["a"], one["b"] = 1, 2  # bare, and not published
+        assert one.incr("a") == 2
+        assert [*other.items()] == [("a", 2)]
+        assert [*one.items()] == [("a", 2), ("b", 2)]
+        del one["b"]
+        assert [*one.items()] == [("a", 2)]
+        one["c"] = 3
+        one.sync()
+        assert [*other.items()] == [("a", 2), ("c", 3)]

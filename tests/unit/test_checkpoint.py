@@ -31,16 +31,17 @@ class Model(NamedTuple):
     hashes: array
     births: array
     places: array
+    hints: array
     heap: bytes
     data: bytes
 
     def open(self) -> Checkpoint:
         return Checkpoint(memoryview(self.data))
 
-    def ordinals(self) -> dict[int, list[int]]:
+    def found(self) -> dict[int, list[int]]:
         found = defaultdict(list)
-        for ordinal, digest in enumerate(self.hashes):
-            found[digest].append(ordinal)
+        for digest, place in zip(self.hashes, self.places, strict=True):
+            found[digest].append(place)
         return found
 
 
@@ -56,12 +57,14 @@ def made(
         array("Q", hashes),
         array("Q", range(len(hashes)) if births is None else births),
         array("Q", range(7, len(hashes) + 7) if places is None else places),
+        array("Q", range(70, len(hashes) + 70)),
     ]
     pieces = checkpoint.lines(
         about=about,
         hashes=columns[0],
         births=columns[1],
         places=columns[2],
+        hints=columns[3],
         heap=heap,
     )
     return Model(*columns, b"".join(heap), b"".join(pieces))
@@ -76,7 +79,7 @@ def assert_right_or_damaged(model: Model, opened: Checkpoint) -> int:
     """Ask everything; the number of answers that were refused."""
     refused = 0
     questions = [
-        *((opened.find, (d,), rows) for d, rows in model.ordinals().items()),
+        *((opened.find, (d,), rows) for d, rows in model.found().items()),
         (opened.find, (12345,), []),
         *((opened.place, (i,), place) for i, place in enumerate(model.places)),
         *((opened.birth, (i,), birth) for i, birth in enumerate(model.births)),
@@ -106,22 +109,29 @@ def test_it_agrees_with_a_dict(rows, missing, heap, about):
     model = made(
         [row[0] for row in rows],
         births=sorted(row[1] for row in rows),
-        places=[row[2] for row in rows],
+        places=[row[2] >> 20 << 20 | i for i, row in enumerate(rows)],  # no two alike
         heap=heap,
         about=about,
     )
     opened = model.open()
-    known = model.ordinals()
+    known = model.found()
+    rows_of = {place: row for row, place in enumerate(model.places)}
 
     assert len(opened) == len(rows)
     assert opened.about == about
     for digest in [*known, missing, 0, 2**64 - 1]:
-        found = list(opened.find(digest))
+        found = [rows_of[place] for place in opened.find(digest)]
         # Others that differ in the middle only may be among them.
-        assert found == sorted({*found, *known.get(digest, [])})
+        right = [rows_of[place] for place in known.get(digest, [])]
+        assert found == sorted({*found, *right})
         assert {model.hashes[row] & checkpoint.LOW for row in found} <= {
             digest & checkpoint.LOW
         }
+    asked = [*known, missing, 0, 2**64 - 1]
+    firsts = {i: each[0] for i, each in enumerate(map(opened.find, asked)) if each}
+    which, places, hints = model.open().find_many(np.array(asked, np.uint64))
+    assert dict(zip(which.tolist(), places.tolist(), strict=True)) == firsts
+    assert hints.tolist() == [model.hints[rows_of[each]] for each in places.tolist()]
     for ordinal in range(len(rows)):
         assert opened.place(ordinal) == model.places[ordinal]
         assert opened.birth(ordinal) == model.births[ordinal]
@@ -147,7 +157,7 @@ def test_a_checkpoint_of_hardly_any_rows_is_one(count):
 
     opened.check()
     assert len(opened) == count
-    assert list(opened.find(1 << 50)) == list(range(count))
+    assert list(opened.find(1 << 50)) == list(opened.places())
     assert opened.find(1) == []
     assert opened.first_after(2**64 - 1) == count
     assert opened.births().format == opened.places().format == "Q"
@@ -158,7 +168,7 @@ def test_a_checkpoint_of_hardly_any_rows_is_one(count):
 def test_rows_whose_hashes_are_all_equal_are_all_found():
     opened = made([9] * 5000).open()
 
-    assert list(opened.find(9)) == list(range(5000))
+    assert list(opened.find(9)) == list(opened.places())
     assert opened.find(8) == []
 
 
@@ -166,7 +176,9 @@ def test_hashes_that_differ_in_one_low_bit_or_in_the_bucket_are_told_apart():
     hashes = [0, *(1 << bit for bit in (*range(32), *range(60, 64)))]
     opened = made(hashes).open()
 
-    assert [opened.find(digest) for digest in hashes] == [[i] for i in range(37)]
+    assert [opened.find(digest) for digest in hashes] == [
+        [place] for place in opened.places()
+    ]
 
 
 @pytest.mark.parametrize(
@@ -192,7 +204,7 @@ def test_it_grows(count):
     model = made(spread(count), births=range(3, 3 * count + 3, 3))
     opened = model.open()
 
-    assert [opened.find(each) for each in model.hashes] == [[i] for i in range(count)]
+    assert [opened.find(each) for each in model.hashes] == [[i] for i in model.places]
     assert not any(opened.find(each) for each in spread(count, seed=1))
     assert opened.births() == memoryview(model.births)
     assert opened.first_after(3 * count // 2) == count // 2
@@ -235,6 +247,21 @@ def test_a_file_cut_anywhere_is_refused_when_it_is_opened():
         Checkpoint(memoryview(model.data + b"\0"))
 
 
+def test_who_asks_for_many_rows_meets_damage_as_well():
+    model = made(spread(300))
+    digests = np.array(model.hashes)
+    right = [each.tolist() for each in model.open().find_many(digests)]
+    refused = 0
+
+    for at in range(0, len(model.data), 11):
+        try:
+            opened = Checkpoint(flipped(model.data, at))
+            assert [each.tolist() for each in opened.find_many(digests)] == right
+        except Damaged:
+            refused += 1
+    assert refused > 50
+
+
 @pytest.mark.parametrize("more", [-8, 0, 8])
 def test_a_last_page_is_checked_whether_full_or_not(more):
     empty = len(made([1]).data) - 16  # its one checksum, its seal
@@ -252,7 +279,7 @@ def test_damage_is_met_only_by_those_who_touch_its_page():
     model = made(spread(10), heap=[bytes(3 * checkpoint.PAGE)])
     opened = Checkpoint(flipped(model.data, len(model.data) - 100))
 
-    assert opened.find(model.hashes[4]) == [4]
+    assert opened.find(model.hashes[4]) == [model.places[4]]
     assert bytes(opened.heap(5, 10)) == bytes(10)
     with pytest.raises(Damaged, match="page at byte 12288"):
         opened.heap(5, 3 * checkpoint.PAGE - 5)
@@ -263,7 +290,7 @@ def test_check_reads_again_what_was_sound_before():
     data = bytearray(model.data)
     opened = Checkpoint(memoryview(data))
     opened.check()
-    assert opened.find(model.hashes[4]) == [4]
+    assert opened.find(model.hashes[4]) == [model.places[4]]
 
     data[300] ^= 1
 
@@ -332,10 +359,12 @@ def test_a_row_or_bytes_that_are_not_there_are_damage():
 
 
 def test_too_many_rows_are_refused_before_they_are_sorted():
-    rows = np.broadcast_to(np.uint64(0), (2**32,))
+    rows = np.broadcast_to(np.uint64(0), (2**30,))
 
-    with pytest.raises(ValueError, match=r"4294967296 rows: .* less than"):
-        checkpoint.lines(about=b"", hashes=rows, births=rows, places=rows, heap=[])
+    with pytest.raises(ValueError, match=r"1073741824 rows: .* less than"):
+        checkpoint.lines(
+            about=b"", hashes=rows, births=rows, places=rows, hints=rows, heap=[]
+        )
 
 
 @pytest.mark.parametrize(
@@ -358,6 +387,7 @@ def test_arrays_and_numpy_arrays_make_the_same_file():
         hashes=np.array(model.hashes),
         births=np.repeat(np.array(model.births), 2)[::2],
         places=np.array(model.places),
+        hints=np.array(model.hints),
         heap=[],
     )
 
@@ -382,7 +412,7 @@ def test_the_pieces_of_the_file_are_neither_many_nor_large():
     pieces = [
         len(each)
         for each in checkpoint.lines(
-            about=b"", hashes=rows, births=rows, places=rows, heap=heap
+            about=b"", hashes=rows, births=rows, places=rows, hints=rows, heap=heap
         )
     ]
 
@@ -399,6 +429,7 @@ def test_a_mapped_file_is_looked_up_without_numpy(tmp_path: Path):
         hashes=hashes,
         births=array("Q", range(5000)),
         places=hashes,
+        hints=array("Q", bytes(8 * 5000)),
         heap=[b"heap"],
     )
     system.write_all(fd, list(pieces))
@@ -407,7 +438,7 @@ def test_a_mapped_file_is_looked_up_without_numpy(tmp_path: Path):
         "import os, sys; from chest import checkpoint, system;"
         "fd = os.open(sys.argv[1], os.O_RDONLY); size = os.fstat(fd).st_size;"
         "c = checkpoint.Checkpoint(system.map_file(fd, size)); d = int(sys.argv[2]);"
-        "assert c.find(d) == [4321]; assert c.place(4321) == d; c.check();"
+        "assert c.find(d) == [d]; assert c.place(4321) == d; c.check();"
         "assert c.births()[4321] == c.birth(4321) == 4321 == c.first_after(4320);"
         "assert bytes(c.heap(0, 4)) == b'heap'; assert 'numpy' not in sys.modules"
     )

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
+from chest.batches import Batch, Columns
 from chest.folder import Folder
 from chest.index import Index, same
-from chest.packs import Batch, Columns, Packs
+from chest.packs import Packs
 from chest.records import Entry
 
 
@@ -47,7 +48,7 @@ def test_a_batch_of_new_keys_is_live_in_order(packs: Packs) -> None:
     first = put(index, packs, {"b": 1, "a": 2, "c": 3})
     assert list(index.ordered()) == ["b", "a", "c"]
     assert (len(index), index.birth, index.last_birth, index.records) == (3, 3, 3, 3)
-    assert first.live(None) == [(0, "b"), (1, "a"), (2, "c")]
+    assert first.left(first.gone) == [0, 1, 2]
     assert index.names() == {first.name}
     assert index.get("a").birth == 2
     assert index.get("none") is None
@@ -62,8 +63,8 @@ def test_the_dead_of_a_batch_are_counted_whoever_replaces_them(packs: Packs) -> 
     index.apply("d", Entry("d", gone="key"))
     assert (first.dead, second.dead) == (3, 0)
     assert list(index.ordered()) == ["a", "b", "c", "new"]
-    assert first.live(None) == [(0, "a")]
-    assert second.live(None) == [(0, "b"), (1, "new")]
+    assert first.left(first.gone) == [0]
+    assert second.left(second.gone) == [0, 1]
     assert index.file_nbytes == 100
     put(index, packs, {"c": 3})
     assert index.file_nbytes == 0

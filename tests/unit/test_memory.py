@@ -111,6 +111,18 @@ def test_a_bare_value_gets_a_slot_when_it_is_asked_for(memory: MemoryTier) -> No
     assert memory.used == used == new.nbytes + read.nbytes
 
 
+def test_what_comes_and_goes_bare_leaves_no_trace(memory: MemoryTier) -> None:
+    memory.came("stays", 1, 28)
+    for number in range(3 * RECENT):
+        memory.came("x", number, 28)
+        memory.forget("x")
+    memory.forget("none")
+    assert (memory.values, memory.used) == ({"stays": 1}, 28)
+    assert len(memory._uses) < 2 * RECENT
+    memory.forget("stays")
+    assert (memory.values, memory.used) == ({}, 0)
+
+
 def test_only_what_is_new_among_bare_values_has_to_be_written(
     memory: MemoryTier,
 ) -> None:

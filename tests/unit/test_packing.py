@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from chest import Chest, errors
+from chest.batches import Batch
 from chest.packing import FEWEST_PACKED, MOST_PACKS
-from chest.packs import Batch
 from tests.failures import scenes
 
 MANY = {f"k{i}": [i, "small"] for i in range(FEWEST_PACKED)}
@@ -44,6 +44,18 @@ def test_many_small_values_that_are_written_at_once_take_one_file(
         assert dict(c) == MANY
         assert list(c) == list(MANY)
         assert c.verify() == []
+
+
+def test_births_are_looked_up_once_for_all_values_of_a_pack(
+    chest_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To find those without one, all that were published before are passed."""
+    looks: list[Any] = []
+    born = Chest._born
+    monkeypatch.setattr(Chest, "_born", lambda c: (looks.append(c), born(c))[1])
+    with Chest(chest_dir) as c:
+        c.set_many((f"k{i}", i) for i in range(1000))
+        assert len(looks) < 10
 
 
 def test_a_few_small_values_get_a_file_each(chest_dir: Path) -> None:

@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from chest import errors, packs, system
+from chest.batches import Batch, Columns, Packed
 from chest.folder import Folder
-from chest.packs import Batch, Columns, Packed, Packs
+from chest.packs import Packs
 from tests.failures import faults
 
 

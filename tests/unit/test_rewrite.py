@@ -10,6 +10,7 @@ import pytest
 
 from chest import Chest, Ordered, errors, packing, rewrite
 from chest.base import INDEX
+from chest.packs import Packs
 from chest.rewrite import Rewrite
 
 MANY = {f"k{i}": [i] for i in range(100)}
@@ -82,6 +83,106 @@ def test_what_others_publish_during_a_compaction_is_in_the_new_log(
         check_all_agree(c, expected, o)
         c.compact()
         check_all_agree(c, expected, o)
+
+
+def packs_of(c: Chest) -> set[str]:
+    return {path.name for path in Path(c.path).glob(".pack-*")}
+
+
+def test_what_others_publish_while_packs_are_emptied_is_in_the_new_log(
+    chest_dir: Path, meanwhile: Callable[[Callable[[], Any]], None]
+) -> None:
+    expected: dict[Any, Any] = dict(MANY)
+    with Chest(MANY | {"gone": 0}, chest_dir) as c, Chest(chest_dir) as other:
+        c.sync()
+        c.update({f"dead{i}": i for i in range(200)})
+        c.sync()
+        c.delete_many(["gone", *(f"dead{i}" for i in range(200))])
+        before = packs_of(c)
+        births = facts(c)
+
+        def others_go_on() -> None:
+            other.delete_many(["k3", "k60"])
+            other["k4"] = "replaced"
+            other.sync()
+            other.pop("k7")
+            other["k7"] = "born again"
+            other.touch("k8", ttl=10_000)
+            Ordered(other).move_to_end("k9", last=False)
+            other.unpack("k10")
+            other.update({key: "a pack" for key in [*MANY][20:90] if key != "k60"})
+            other.sync()
+
+        for key in ("k3", "k60", "k7", "k9"):
+            del expected[key]
+        repacked = expected.keys() & {*[*MANY][20:90]}
+        expected |= {"k4": "replaced"} | dict.fromkeys(repacked, "a pack")
+        expected = {"k9": MANY["k9"]} | expected | {"k7": "born again"}
+        meanwhile(others_go_on)
+        c.compact()
+        assert not packs_of(c) & before
+        check_all_agree(c, expected, other)
+        assert other.expires("k8") is not None
+        assert facts(c)["k5"] == births["k5"]
+        c.compact()
+        check_all_agree(c, expected, other)
+
+
+def test_no_lock_is_held_while_values_move(
+    chest_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held: list[tuple[str, bool]] = []
+    real = {"write": Packs.write, "read_many": Packs.read_many}
+    with Chest(MANY, chest_dir) as c:
+        c.update({f"dead{i}": i for i in range(200)})
+        c.sync()
+        c.delete_many([f"dead{i}" for i in range(200)])
+
+        for name in real:
+
+            def note(*args: Any, name: str = name, **options: Any) -> Any:
+                held.append((name, c._manifest.is_held_here()))
+                return real[name](*args, **options)
+
+            monkeypatch.setattr(Packs, name, note)
+        c.compact()
+    assert held == [("read_many", False), ("write", False)]
+
+
+def test_values_whose_new_pack_was_swept_meanwhile_move_again(
+    chest_dir: Path, meanwhile: Callable[[Callable[[], Any]], None]
+) -> None:
+    with Chest(MANY, chest_dir) as c, Chest(chest_dir) as other:
+        c.update({f"dead{i}": i for i in range(200)})
+        c.sync()
+        c.delete_many([f"dead{i}" for i in range(200)])
+        before = packs_of(c)
+
+        def sweep() -> None:
+            for name in packs_of(c) - before:
+                (chest_dir / name).unlink()
+
+        meanwhile(sweep)
+        c.compact()
+        assert not packs_of(c) & before
+        check_all_agree(c, MANY, other)
+
+
+def test_a_value_in_memory_knows_where_it_lies_after_its_pack_was_emptied(
+    chest_dir: Path,
+) -> None:
+    values = {key: [*value] for key, value in MANY.items()}
+    with Chest(values, chest_dir) as c, Chest(chest_dir) as other:
+        c.update({f"dead{i}": i for i in range(200)})
+        c.sync()
+        assert other["k1"] == MANY["k1"]
+        c.delete_many([f"dead{i}" for i in range(200)])
+        c.compact()
+        assert Path(c.key_to_filename("k1")).exists()
+        c["k1"].append("changed in place")
+        c.flush()
+        expected = MANY | {"k1": [1, "changed in place"]}
+        check_all_agree(c, expected, other)
 
 
 def test_a_clear_during_a_compaction_stays(
