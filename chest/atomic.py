@@ -165,10 +165,6 @@ class Atomic(Bulk):
             self._after(names)
         return total
 
-    def decr(self, key: Hashable, delta: Any = 1, default: Any = 0) -> Any:
-        """Subtract *delta* from a number and return the difference; see `incr`."""
-        return self.incr(key, -delta, default)
-
     def add(self, key: Hashable, value: Any, *, ttl: float | None = None) -> bool:
         """Set *key* if it is not there, and publish it; whether it was set.
 

@@ -1,7 +1,7 @@
 """Numbers as people read them.
 
 Owns: the text of sizes, counts and times, the budget's own notation, the shape of a
-chest's ``repr`` and of its HTML.
+chest's ``repr`` and of its HTML, the bar of a long look.
 Does not own: where the numbers come from; nothing here knows a chest.
 """
 
@@ -11,10 +11,10 @@ import html as markup
 import math
 import re
 import sys
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Collection, Iterable, Sequence
 
 __all__ = [
     "UNLIMITED",
@@ -24,8 +24,11 @@ __all__ = [
     "line",
     "parse_bytes",
     "seconds_text",
+    "shown",
     "table",
 ]
+
+T = TypeVar("T")
 
 UNLIMITED: Final = sys.maxsize
 """The number of bytes that an infinite budget is."""
@@ -225,6 +228,17 @@ def html(
         f"<strong>{markup.escape(title)}</strong>"
         f'<table style="background:none">{"".join(cells)}</table></div>'
     )
+
+
+def shown(steps: Collection[T], what: str, *, show: bool) -> Iterable[T]:
+    """The steps, under a progress bar if one is wanted."""
+    if not show:
+        return steps
+    from tqdm import tqdm
+
+    # No thread that outlives the bar.
+    bar: Any = type("Bar", (tqdm,), {"monitor_interval": 0})
+    return cast("Iterable[T]", bar(steps, desc=what, unit="value", leave=False))
 
 
 def table(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> str:

@@ -112,10 +112,6 @@ class ObjectAtomic(ObjectEngine):
 
         return self._change(key, sum_of, quick=True)[0]
 
-    def decr(self, key: Hashable, delta: Any = 1, default: Any = 0) -> Any:
-        """Subtract *delta* from a number and return the difference; see `incr`."""
-        return self.incr(key, -delta, default)
-
     def pop(self, key: Hashable, default: Any = MISSING) -> Any:
         """Remove *key* and return its value; only one of several callers gets it.
 
@@ -464,7 +460,7 @@ class ObjectAtomic(ObjectEngine):
 
     def _sight(self, key: Hashable, name: str) -> _State:
         """What has the name now, without the value."""
-        found, entry = self._look(key, name)
+        found, entry = self._find(key, name)
         return _State(found.tag if found is not None else None, MISSING, entry)
 
     def _sealed(self, job: Job) -> Sealed:
