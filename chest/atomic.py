@@ -532,11 +532,9 @@ class Atomic(Bulk):
         for each in new:
             key, entry, _ = each.written
             known = self._slots.get(key)
-            slot = self._memory.put(key, each.value, *each.weight, known, each.options)
-            slot.dirty, slot.entry = False, entry
+            value, weight = each.value, each.weight
+            self._memory.put_clean(key, value, weight, entry, known, each.options)
             self._fresh.pop(key, None)
-            if slot.nbytes > self._memory.budget:
-                self._memory.drop(slot)
         return replaced
 
     def _after(self, replaced: Iterable[str]) -> None:

@@ -18,6 +18,7 @@ from chest import expiry, keys, lifetime, settings
 from chest.arrays import Arrays
 from chest.atomic import Atomic
 from chest.face import Face
+from chest.keeper import reopen
 from chest.keys import PLAIN
 from chest.keys import key_to_filename as key_to_filename  # chest 1.x has it here
 from chest.ledger import generation
@@ -502,7 +503,7 @@ class Chest(Arrays, Atomic):
         """
         if self._closed:
             if os.path.isdir(self.path):
-                _reopen(type(self), self.path, self._settings).drop()
+                reopen(type(self), self.path, self._settings).drop()
             return
         self._remove_files()
         self._remove_folder()
@@ -530,19 +531,10 @@ class Chest(Arrays, Atomic):
         else:
             self.at_exit()
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Travel as path and options; what is dirty is published first."""
-        self._check_open()
-        if not self._settings.readonly:
-            self.sync()
-        return _reopen, (type(self), self.path, self._settings)
-
-    def _like(self, path: str | os.PathLike[str] | None) -> Self:
+    def _like(self, path: Any) -> Self:
         """An empty chest with the same options."""
-        new = type(self).__new__(type(self))
-        new._closed = True
-        new._start(path, dataclasses.replace(self._settings, readonly=False))
-        return new
+        options = dataclasses.replace(self._settings, readonly=False)
+        return reopen(type(self), path, options)
 
     # -- names of chest 1.x ------------------------------------------------------------
 
@@ -570,11 +562,3 @@ class Chest(Arrays, Atomic):
     def open_many(self) -> Callable[..., Any]:
         """The function that opens a list of files for `load`."""
         return self._settings.open_many
-
-
-def _reopen(kind: type[Chest], path: str, options: Settings) -> Chest:
-    """Open a chest that travelled as path and options."""
-    new = kind.__new__(kind)
-    new._closed = True
-    new._start(path, options)
-    return new

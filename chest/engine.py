@@ -287,14 +287,11 @@ class Engine(Packing):
                 return self._values[key]  # another thread was quicker: one for all
             if not same(self._manifest.index.get(key), entry):
                 return value
-            slot = memory.put(key, value, *weight)
-            slot.dirty, slot.entry = False, entry
-            slot.options = (entry.format, entry.mapped)
+            options = (entry.format, entry.mapped)
+            slot = memory.put_clean(key, value, weight, entry, None, options)
             slot.cost = entry.cost or seconds
             if readonly and is_readonly_array(value):
                 slot.fixed = True
-            if slot.nbytes > memory.budget:
-                memory.drop(slot)
         if memory.used > memory.budget:
             self.shrink()
         return value

@@ -11,7 +11,7 @@ import threading
 import warnings
 from abc import abstractmethod
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, NoReturn, Self
+from typing import Any, NoReturn, Self, TypeVar
 
 from chest import errors, facts, reprs, system
 from chest.errors import short
@@ -20,9 +20,10 @@ from chest.formats.compressed import form_of
 from chest.memory import MemoryTier, Options, Slot
 from chest.settings import WORDS, Settings, Spelled, check_word
 
-__all__ = ["Keeper", "kept_by_allocator"]
+__all__ = ["Keeper", "kept_by_allocator", "reopen"]
 
 GIVE_BACK_AFTER = 64 << 20  # bytes that left memory; asking the allocator takes 1-5 ms
+K = TypeVar("K", bound="Keeper")
 KEPT_NBYTES = 32 << 20  # larger blocks go back at once (glibc's largest mmap threshold)
 
 
@@ -43,6 +44,10 @@ class Keeper(Face):
     _values: dict[Hashable, Any]
 
     # -- what it is made of ------------------------------------------------------------
+
+    @abstractmethod
+    def _start(self, path: Any, settings: Settings) -> None:
+        """Open the place and take up work."""
 
     @abstractmethod
     def _look(self) -> None:
@@ -394,6 +399,13 @@ class Keeper(Face):
         """`close`; an explicit path is kept, a temporary folder is removed."""
         self.close()
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Travel as place and options; what is dirty is published first."""
+        self._check_open()
+        if not self._settings.readonly:
+            self.sync()
+        return reopen, (type(self), self.path, self._settings)
+
     def before_fork(self) -> None:
         """Wait until no thread is in the middle of a change."""
         self.lock.acquire()
@@ -436,6 +448,14 @@ class Keeper(Face):
     def write_keys(self) -> None:
         """`sync`."""
         self.sync()
+
+
+def reopen(kind: type[K], place: str | None, options: Settings) -> K:
+    """Open a chest at a path or an address, with options that were checked."""
+    new = kind.__new__(kind)
+    new._closed = True
+    new._start(place, options)
+    return new
 
 
 def kept_by_allocator(slots: Iterable[Slot]) -> int:

@@ -601,12 +601,9 @@ class ObjectAtomic(ObjectEngine):
         with self.lock:
             if not self._follow(self._name(job.key), job.key, mine):
                 return
-            known = self._slots.get(job.key)
-            slot = memory.put(job.key, job.value, *weight, known)
-            slot.options = (job.format, job.mapped)
-            slot.dirty, slot.entry, slot.cost = False, entry, entry.cost
-            if slot.nbytes > memory.budget:
-                memory.drop(slot)
+            known, options = self._slots.get(job.key), (job.format, job.mapped)
+            slot = memory.put_clean(job.key, job.value, weight, entry, known, options)
+            slot.cost = entry.cost
 
     def _drop_all(self, key: Hashable, mine: Slot | None) -> None:
         """Let the value of a removed key go, dirty or not, as `_accept`."""

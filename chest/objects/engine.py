@@ -273,14 +273,11 @@ class ObjectEngine(ObjectLedger):
                 return self._values[key]  # another thread set it, or was quicker
             if self._closed or turn != self._turn(self._name(key)):
                 return value  # put or removed meanwhile: it is the caller's only
-            slot = memory.put(key, value, *weight, known)
-            slot.dirty, slot.entry = False, entry
-            slot.options = (entry.format, entry.mapped)
+            options = (entry.format, entry.mapped)
+            slot = memory.put_clean(key, value, weight, entry, known, options)
             slot.cost = entry.cost
             if is_readonly_array(value):
                 slot.fixed = True
-            if slot.nbytes > memory.budget:
-                memory.drop(slot)
         if memory.used > memory.budget:
             self.shrink()
         return value

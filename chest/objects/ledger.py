@@ -48,7 +48,6 @@ class ObjectLedger(Keeper):
 
     def _start(self, address: str, options: Settings) -> None:
         """Open the store and take up work."""
-        self._closed = True
         self._settings = options
         self._temporary = False
         key = None if options.sign_key is None else Key(options.sign_key)

@@ -17,6 +17,7 @@ from typing import Any, NoReturn, Self
 from urllib.parse import quote
 
 from chest import errors, expiry, facts, reprs
+from chest.keeper import reopen
 from chest.memory import Options
 from chest.objects.atomic import MISSING, ObjectAtomic
 from chest.objects.engine import LARGE
@@ -457,7 +458,7 @@ class ObjectChest(ObjectAtomic):
         """Delete all objects of the chest, for everyone."""
         if self._closed:
             if not self._temporary:
-                _reopen(self.path, self._settings).drop()
+                reopen(type(self), self.path, self._settings).drop()
             return
         self._check_writable()
         self.clear()
@@ -474,13 +475,10 @@ class ObjectChest(ObjectAtomic):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Travel as address and options; what is dirty is put first."""
-        self._check_open()
         if self.path.startswith("memory:"):
             msg = f"{self.path} is in the memory of this process: it cannot be pickled"
             raise TypeError(msg)
-        if not self._settings.readonly:
-            self.sync()
-        return _reopen, (self.path, self._settings)
+        return super().__reduce__()
 
     def _like(self, path: Any) -> Self:
         """An empty chest with the same options, in a temporary folder."""
@@ -489,8 +487,7 @@ class ObjectChest(ObjectAtomic):
         options = dataclasses.replace(
             self._settings, readonly=False, trust=trust, storage=None
         )
-        new = type(self).__new__(type(self))
-        new._start(folder, options)
+        new = reopen(type(self), folder, options)
         new._temporary = True
         return new
 
@@ -514,17 +511,7 @@ def open_chest(address: str, options: dict[str, Any]) -> ObjectChest:
         raise ValueError(msg)
     if options.get("available_memory", "") is None:
         del options["available_memory"]
-    new = ObjectChest.__new__(ObjectChest)
-    new._closed = True
-    new._start(address, Settings(**options))
+    new = reopen(ObjectChest, address, Settings(**options))
     if data is not None:
         new.update(data)
-    return new
-
-
-def _reopen(address: str, options: Settings) -> ObjectChest:
-    """Open a chest that travelled as address and options."""
-    new = ObjectChest.__new__(ObjectChest)
-    new._closed = True
-    new._start(address, options)
     return new

@@ -129,22 +129,23 @@ class ObjectStore:
         """The last bytes of an object; None when there is none. One request, or two."""
         import obstore
 
+        def part(wanted: Any) -> Found:
+            result = obstore.get(self._store, name, options={"range": wanted})
+            return _found(result.meta, result.bytes())
+
         with self._asking(name):
             try:
                 try:
-                    wanted: Any = {"suffix": nbytes}
-                    result = obstore.get(self._store, name, options={"range": wanted})
-                    return _found(result.meta, result.bytes())
+                    return part({"suffix": nbytes})
                 except (obstore.exceptions.BaseError, NotImplementedError) as error:
                     if DOWN in str(error):
                         raise
                     # The store knows no such range, or the object is empty.
                     meta = obstore.head(self._store, name)
-                    if not meta["size"]:
+                    size = meta["size"]
+                    if not size:
                         return _found(meta, b"")
-                    wanted = (max(0, meta["size"] - nbytes), meta["size"])
-                    result = obstore.get(self._store, name, options={"range": wanted})
-                    return _found(result.meta, result.bytes())
+                    return part((max(0, size - nbytes), size))
             except FileNotFoundError as error:
                 _check_bucket(error)
                 return None
@@ -161,34 +162,13 @@ class ObjectStore:
 
     def create(self, name: str, data: bytes | bytearray) -> Tag | None:
         """Put an object if none has the name; None: one has."""
-        import obstore
-
         self._check(create=True)
-        with self._asking(name):
-            try:
-                result = obstore.put(self._for(data), name, data, mode="create")
-            except (
-                obstore.exceptions.AlreadyExistsError,
-                obstore.exceptions.PreconditionError,
-            ):
-                return None
-            return self._tag_of(name, result)
+        return self._put_if(name, data, "create")
 
     def replace(self, name: str, data: bytes | bytearray, tag: Tag) -> Tag | None:
         """Put an object in the place of the one with that tag; None: it is another."""
-        import obstore
-
         bare = self._check(create=False)
-        with self._asking(name):
-            try:
-                mode = _condition(tag, bare=bare)
-                result = obstore.put(self._for(data), name, data, mode=mode)
-            except obstore.exceptions.PreconditionError:
-                return None
-            except FileNotFoundError as error:
-                _check_bucket(error)
-                return None
-            return self._tag_of(name, result)
+        return self._put_if(name, data, _condition(tag, bare=bare))
 
     def delete(self, names: Sequence[str]) -> None:
         """Remove objects; those that are not there are passed over. O(names / 1000)."""
@@ -301,6 +281,25 @@ class ObjectStore:
                 self.delete([name])
 
     # -- steps -------------------------------------------------------------------------
+
+    def _put_if(self, name: str, data: bytes | bytearray, mode: Any) -> Tag | None:
+        """Put an object on a condition; None: it did not hold."""
+        import obstore
+
+        with self._asking(name):
+            try:
+                result = obstore.put(self._for(data), name, data, mode=mode)
+            except (
+                obstore.exceptions.AlreadyExistsError,
+                obstore.exceptions.PreconditionError,
+            ):
+                return None
+            except FileNotFoundError as error:
+                if mode == "create":
+                    raise
+                _check_bucket(error)
+                return None
+            return self._tag_of(name, result)
 
     def _for(self, data: bytes | bytearray) -> Any:
         """The store of obstore for a put of so many bytes."""
