@@ -90,7 +90,7 @@ class Atomic(Bulk):
         (10, 90)
         """
         with self._publishing():
-            work = Transaction(self._private, self._has, self._ordered)
+            work = Transaction(self._changeable, self._has, self._ordered)
             result = change(work)
             new: list[_New] = []
             try:
@@ -230,18 +230,6 @@ class Atomic(Bulk):
         expires = None if ttl is None else expiry.deadline(ttl)
         return self._amend(key, lambda entry: (expires, entry.birth))
 
-    def expires(self, key: Hashable) -> float | None:
-        """When *key* ends, as Unix time [s]; None: never.
-
-        Raises
-        ------
-        KeyError
-            There is no such key.
-        """
-        slot, entry = self._known(key)
-        # What was set and not published yet has no deadline.
-        return None if entry is None or (slot and slot.dirty) else entry.expires
-
     # -- for the floors above ----------------------------------------------------------
 
     def _set_expiring(self, pairs: Iterable[tuple[Any, Any]], ttl: float) -> None:
@@ -348,6 +336,12 @@ class Atomic(Bulk):
         """What can be asked of many keys whether they are there."""
         return self
 
+    def _private(self, key: Hashable) -> tuple[Any, AnyEntry]:
+        # docstring inherited
+        self._etag(key)  # which publishes what is newer
+        value, entry, _ = self._read(key, mapped="copy")
+        return value, entry
+
     def _copy_of(self, key: Hashable) -> Any:
         """A value that nobody else has."""
         self._look()
@@ -365,7 +359,7 @@ class Atomic(Bulk):
         return self._spill.store.home
 
     def _check_writable(self) -> None:
-        """Raise `ReadOnlyError` where nothing is written."""
+        # docstring inherited
         self._manifest.check_writable()
 
     def _keep(
@@ -548,7 +542,7 @@ class Atomic(Bulk):
         """Whether *key* is there; lock held."""
         return key in self._slots or self._manifest.index.get(key) is not None
 
-    def _private(self, key: Hashable) -> Any:
+    def _changeable(self, key: Hashable) -> Any:
         """The value of *key*, which may be changed unseen by others. Locks held."""
         slot = self._slots.get(key)
         if slot is not None:

@@ -396,30 +396,6 @@ class Chest(Arrays, Atomic):
             with contextlib.suppress(KeyError):  # somebody else took it: the next one
                 return key, self.pop(key)
 
-    @contextlib.contextmanager
-    def edit(self, key: Hashable) -> Iterator[Any]:
-        """A copy of the value to change in a ``with`` block; stored at its end.
-
-        On an exception nothing is stored. The value is published before the copy is
-        made, so that no change of the block can reach it.
-
-        Examples
-        --------
-        >>> c = Chest()
-        >>> c["x"] = [1, 2]
-        >>> with c.edit("x") as value:
-        ...     value.append(3)
-        >>> c["x"]
-        [1, 2, 3]
-        """
-        self._look()
-        slot = self._slots.get(key)
-        if slot is not None:
-            self._raise_first(self._write_out([slot], keep=True))
-        value, entry, _ = self._read(key, mapped="copy")
-        yield value
-        self._put(key, value, (entry.format, entry.mapped), entry.expires)
-
     # -- all keys ----------------------------------------------------------------------
 
     def __iter__(self) -> Iterator[Any]:

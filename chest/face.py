@@ -40,10 +40,6 @@ class Face(MutableMapping[Any, Any]):
         """Set *key* if it is not there, and publish it; whether it was set."""
 
     @abstractmethod
-    def copy(self) -> Self:
-        """A new chest with the same pairs."""
-
-    @abstractmethod
     def _like(self, path: Any) -> Self:
         """An empty chest with the same options."""
 
@@ -64,6 +60,12 @@ class Face(MutableMapping[Any, Any]):
     def items(self) -> ItemsView[Any, Any]:
         """A view of the pairs; keys that others delete meanwhile are passed over."""
         return _Items(self)
+
+    def copy(self) -> Self:
+        """A new chest in a temporary folder with the same pairs; files are linked."""
+        new = self._like(None)
+        new.update(self)
+        return new
 
     def setdefault(self, key: Hashable, default: Any = None) -> Any:
         """The value of *key*, which is *default* from now on if there was none.

@@ -7,6 +7,7 @@ simpler steps of either kind of chest. Does not own: how a value is written or g
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import warnings
 from abc import abstractmethod
@@ -84,6 +85,36 @@ class Keeper(Face):
     @abstractmethod
     def _fetch_missed(self, keys: Sequence[Hashable]) -> None:
         """Read values into memory without reporting a miss."""
+
+    @abstractmethod
+    def _put(
+        self,
+        key: Hashable,
+        value: Any,
+        options: Options | None = None,
+        expires: float | None = None,
+    ) -> Any:
+        """Set *key* and publish it."""
+
+    @abstractmethod
+    def _private(self, key: Hashable) -> tuple[Any, Any]:
+        """A value as it is published now, for the caller alone, and its entry; KeyError."""
+
+    @abstractmethod
+    def _known(self, key: Hashable) -> tuple[Slot | None, Any]:
+        """Slot and entry of *key*, at least one of them; KeyError."""
+
+    @abstractmethod
+    def _told(self, key: Hashable, entry: Any) -> dict[str, Any]:
+        """What `entry` says of *key* in this kind of place only."""
+
+    @abstractmethod
+    def _check_writable(self) -> None:
+        """Raise `ReadOnlyError` where nothing is written."""
+
+    @abstractmethod
+    def key_to_filename(self, key: Hashable) -> str:
+        """Where the value of *key* lies, or that will."""
 
     @abstractmethod
     def _known_size(self) -> tuple[int, int] | None:
@@ -325,17 +356,69 @@ class Keeper(Face):
                 if overwrite or key not in self:
                     self[key] = value
 
-    def copy(self) -> Self:
-        """A new chest in a temporary folder with the same pairs; files are linked."""
-        new = self._like(None)
-        new.update(self)
-        return new
-
     # -- one key -----------------------------------------------------------------------
 
     def decr(self, key: Hashable, delta: Any = 1, default: Any = 0) -> Any:
         """Subtract *delta* from a number and return the difference; see `incr`."""
         return self.incr(key, -delta, default)
+
+    @contextlib.contextmanager
+    def edit(self, key: Hashable) -> Iterator[Any]:
+        """A copy of the value to change in a ``with`` block; stored at its end.
+
+        On an exception nothing is stored. The value is published before the copy is
+        made, so that no change of the block can reach it.
+
+        Examples
+        --------
+        >>> from chest import Chest
+        >>> c = Chest()
+        >>> c["x"] = [1, 2]
+        >>> with c.edit("x") as value:
+        ...     value.append(3)
+        >>> c["x"]
+        [1, 2, 3]
+        """
+        self._check_writable()
+        value, entry = self._private(key)
+        yield value
+        self._put(key, value, (entry.format, entry.mapped), entry.expires)
+
+    def expires(self, key: Hashable) -> float | None:
+        """When *key* ends, as Unix time [s]; None: never.
+
+        Raises
+        ------
+        KeyError
+            There is no such key.
+        """
+        slot, entry = self._known(key)
+        # What was set and not published yet has no deadline.
+        return None if entry is None or (slot and slot.dirty) else entry.expires
+
+    def entry(self, key: Hashable) -> facts.KeyFacts:
+        """What is known of *key* without loading its value.
+
+        Raises
+        ------
+        KeyError
+            There is no such key.
+        """
+        slot, entry = self._known(key)
+        path = self.key_to_filename(key)
+        stored = entry.format if entry is not None else self._settings.format
+        own = slot.options[0] if slot is not None and slot.options else None
+        return facts.KeyFacts(
+            key=key,
+            path=path,
+            name=path.removeprefix(self.path).lstrip("/"),
+            format=own or stored,
+            nbytes=slot.nbytes if slot is not None else entry.nbytes,
+            stored_nbytes=entry.size if entry is not None else 0,
+            in_memory=slot is not None,
+            dirty=slot is not None and slot.dirty,
+            **self._told(key, entry),
+        )
 
     def _own_options(
         self,

@@ -7,7 +7,6 @@ disk. Does not own: the mapping, or how values move.
 from __future__ import annotations
 
 import errno
-import os
 import time
 from collections.abc import Hashable, Iterable, Sequence
 from typing import Any
@@ -16,6 +15,7 @@ from chest import facts, reprs
 from chest.batches import Batch, Columns, Packed
 from chest.conflict import Settling
 from chest.index import AnyEntry, same
+from chest.ledger import generation
 from chest.memory import Slot
 from chest.packing import FEWEST_PACKED
 from chest.packs import BATCH_KEYS
@@ -58,35 +58,13 @@ class Upkeep(Settling):
             return self._spill.store.home.join(name)
         return self._spill.store.home.join(entry.name)
 
-    def entry(self, key: Hashable) -> facts.KeyFacts:
-        """What is known of *key* without loading its value.
-
-        Raises
-        ------
-        KeyError
-            There is no such key.
-        """
-        slot, entry = self._known(key)
-        path = self.key_to_filename(key)
+    def _told(self, key: Hashable, entry: AnyEntry | None) -> dict[str, Any]:
+        # docstring inherited
         with self.lock:
-            birth = self._birth_of(key)
-        stored = entry.format if entry is not None else self._settings.format
-        own = slot.options[0] if slot is not None and slot.options else None
-        return facts.KeyFacts(
-            key=key,
-            path=path,
-            name=os.path.relpath(path, self.path).replace(os.sep, "/"),
-            format=own or stored,
-            nbytes=slot.nbytes if slot is not None else entry.nbytes,  # type: ignore[union-attr]
-            stored_nbytes=entry.size if entry is not None else 0,
-            generation=entry.generation if entry is not None else 0,
-            birth=birth,
-            in_memory=slot is not None,
-            dirty=slot is not None and slot.dirty,
-        )
+            return {"generation": generation(entry), "birth": self._birth_of(key)}
 
     def _known(self, key: Hashable) -> tuple[Slot | None, AnyEntry | None]:
-        """What memory and manifest have of *key*, at least one of them; KeyError."""
+        # docstring inherited
         self._look()
         slot, entry = self._slots.get(key), self._manifest.index.get(key)
         if slot is None and entry is None:

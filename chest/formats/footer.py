@@ -270,7 +270,7 @@ def corrupt(source: Source, what: str) -> CorruptValueError:
     message = (
         f"the value of key {short(source.key)} is damaged: {what} "
         f"({source.path}, {source.data.nbytes} bytes). Set the key again, delete it, "
-        "or put back a copy of the file."
+        "or put back a copy of it."
     )
     return CorruptValueError(message, key=source.key, path=source.path)
 

@@ -177,21 +177,6 @@ class ObjectAtomic(ObjectEngine):
                 return True
         raise AssertionError
 
-    def expires(self, key: Hashable) -> float | None:
-        """When *key* ends, as Unix time [s]; None: never.
-
-        Raises
-        ------
-        KeyError
-            There is no such key.
-        """
-        if self._dirty(key) is not None:
-            return None  # what was not published yet has no deadline
-        entry = self._entry(key, self._name(key))
-        if entry is None:
-            raise KeyError(key)
-        return entry.expires
-
     def transact(self, change: Callable[[Transaction], T]) -> T:
         """Call *change* with a mapping; what it did to one key is published at once.
 
@@ -237,20 +222,6 @@ class ObjectAtomic(ObjectEngine):
             if not changed or self._commit(work, look(next(iter(changed)))):
                 return result
         raise AssertionError
-
-    @contextlib.contextmanager
-    def edit(self, key: Hashable) -> Iterator[Any]:
-        """A copy of the value to change in a ``with`` block; stored at its end.
-
-        On an exception nothing is stored.
-        """
-        self._check_writable()
-        state = self._settled(key)
-        if state.entry is None:
-            raise KeyError(key)
-        yield state.value
-        options = (state.entry.format, state.entry.mapped)
-        self._put(key, state.value, options, state.entry.expires)
 
     # -- for the floors above ----------------------------------------------------------
 
@@ -364,12 +335,16 @@ class ObjectAtomic(ObjectEngine):
         """What can be asked of many keys whether they are there: one listing."""
         return set(self._keys_by_name().values())
 
-    def _copy_of(self, key: Hashable) -> Any:
-        """A value that nobody else has."""
+    def _private(self, key: Hashable) -> tuple[Any, Stored]:
+        # docstring inherited
         state = self._settled(key)
         if state.entry is None:
             raise KeyError(key)
-        return state.value
+        return state.value, state.entry
+
+    def _copy_of(self, key: Hashable) -> Any:
+        """A value that nobody else has."""
+        return self._private(key)[0]
 
     def _view_of(self, key: Hashable) -> tuple[Any, str]:
         """A value that is not kept, and its etag."""

@@ -18,7 +18,7 @@ from urllib.parse import quote
 
 from chest import errors, expiry, facts, reprs
 from chest.keeper import reopen
-from chest.memory import Options
+from chest.memory import Options, Slot
 from chest.objects.atomic import MISSING, ObjectAtomic
 from chest.objects.engine import LARGE
 from chest.objects.ledger import WINDOW, about
@@ -266,33 +266,17 @@ class ObjectChest(ObjectAtomic):
         """The address of the object that holds the value of *key*, or that will."""
         return self._store.url(self._name(key))
 
-    def entry(self, key: Hashable) -> facts.KeyFacts:
-        """What is known of *key* without loading its value.
-
-        Raises
-        ------
-        KeyError
-            There is no such key.
-        """
-        slot, name = self._slots.get(key), self._name(key)
-        entry = self._entry(key, name)
+    def _known(self, key: Hashable) -> tuple[Slot | None, Stored | None]:
+        # docstring inherited
+        self._check_open()
+        slot, entry = self._slots.get(key), self._entry(key, self._name(key))
         if entry is None and (slot is None or not slot.dirty):
             raise KeyError(key)
-        own = slot.options[0] if slot is not None and slot.options else None
-        stored = entry.format if entry is not None else self._settings.format
-        return facts.KeyFacts(
-            key=key,
-            path=self._store.url(name),
-            name=name,
-            format=own or stored,
-            nbytes=slot.nbytes if slot is not None else entry.nbytes if entry else 0,
-            stored_nbytes=entry.size if entry is not None else 0,
-            generation=0,
-            birth=0,
-            in_memory=slot is not None,
-            dirty=slot is not None and slot.dirty,
-            etag=entry.etag if entry is not None else "",
-        )
+        return slot, entry
+
+    def _told(self, key: Hashable, entry: Stored | None) -> dict[str, Any]:
+        # docstring inherited
+        return {"generation": 0, "birth": 0, "etag": entry.etag if entry else ""}
 
     def modified(self, key: Hashable) -> float:
         """When the value of *key* was put, as Unix time [s] of the store.

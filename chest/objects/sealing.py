@@ -30,6 +30,7 @@ import xxhash
 
 from chest import errors, keys, system
 from chest.formats.compressed import dump_if_it_pays, form_of, ratio
+from chest.formats.footer import corrupt
 from chest.objects.naming import named, text_of
 from chest.protocols import Buffer, Format, NeedsPrivateMap, Source
 from chest.records import Entry
@@ -232,14 +233,14 @@ class Sealer:
         """
         source = Source(url, end, False, False, key)
         if end.nbytes < TRAILER.size:
-            raise _damaged(source, "it is too short, or no value of a chest's")
+            raise corrupt(source, "it is too short, or no value of a chest's")
         length, check, signature, magic = TRAILER.unpack(end[-TRAILER.size :])
         if magic != MAGIC:
             raise _other(source, magic)
         if end.nbytes < length + TRAILER.size:
             if end.nbytes < size:
                 return None
-            raise _damaged(source, "its end makes no sense")
+            raise corrupt(source, "its end makes no sense")
         if (signature == UNSIGNED) != (self._key is None):
             which = "carries no signature" if self._key else "is signed: pass sign_key="
             msg = f"{url}, the value of {errors.short(key)}, {which}"
@@ -249,11 +250,11 @@ class Sealer:
             self._key.check_file(signed, signature.decode("ascii", "replace"))
         text = end[-TRAILER.size - length : -TRAILER.size]
         if xxhash.xxh3_64_intdigest(text) & 0xFFFFFFFF != check:
-            raise _damaged(source, "the checksum of its entry is wrong")
+            raise corrupt(source, "the checksum of its entry is wrong")
         try:
             entry = msgspec.json.decode(text, type=Stored)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            raise _damaged(source, "its entry makes no sense") from error
+            raise corrupt(source, "its entry makes no sense") from error
         return entry
 
     def open(
@@ -289,10 +290,10 @@ class Sealer:
             raise untrusted(url, key)
         form = self._format(entry, key, url)
         if entry.format != form.name or not 0 <= entry.size <= data.nbytes:
-            raise _damaged(Source(url, data, False, False, key), "its entry is wrong")
+            raise corrupt(Source(url, data, False, False, key), "its entry is wrong")
         if named(entry.text) != name:
             what = "it is another key's object"
-            raise _damaged(Source(url, data, False, False, key), what)
+            raise corrupt(Source(url, data, False, False, key), what)
         body = data[: entry.size]
         mapped = "copy" if private else entry.mapped or self._mapped
         if mapped == "copy" or system.address(body) % ALIGNED:
@@ -314,7 +315,7 @@ class Sealer:
         assert entry is not None
         source = Source(url, data[: entry.size], False, False, key)
         if named(entry.text) != name:
-            raise _damaged(source, "it is another key's object")
+            raise corrupt(source, "it is another key's object")
         self._format(entry, key, url).check(source, file_id=entry.file_id)
 
     def _format(self, entry: Entry, key: object, url: str) -> Format:
@@ -345,18 +346,10 @@ def untrusted(url: str, key: object = None) -> errors.UntrustedError:
     return errors.UntrustedError(msg, key=key, path=url)
 
 
-def _damaged(source: Source, what: str) -> errors.CorruptValueError:
-    msg = (
-        f"the value of key {errors.short(source.key)} is damaged: {what} "
-        f"({source.path}). Set the key again, delete it, or put back the object"
-    )
-    return errors.CorruptValueError(msg, key=source.key, path=source.path)
-
-
 def _other(source: Source, magic: bytes) -> errors.ChestError:
     """The error for an object that does not end as it must."""
     if not (magic.startswith(FAMILY) and magic[-1:].isdigit() and magic > MAGIC):
-        return _damaged(source, "its end is missing, or it is no value of a chest's")
+        return corrupt(source, "its end is missing, or it is no value of a chest's")
     msg = (
         f"the value of key {errors.short(source.key)} was written by a newer chest: "
         f"upgrade chest to read it ({source.path})"
