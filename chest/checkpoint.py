@@ -161,7 +161,7 @@ def lines(
     ...     lines(about=b"{}", hashes=row, births=row, places=row, hints=row, heap=[])
     ... )
     >>> Checkpoint(memoryview(data)).find(7)
-    [0]
+    [7]
     """
     import numpy as np
 
