@@ -26,7 +26,15 @@ import xxhash
 from chest import keys
 from chest.records import Entry
 
-__all__ = ["Batch", "Columns", "Packed", "dead_bits", "dead_places", "index_of"]
+__all__ = [
+    "Batch",
+    "Columns",
+    "Packed",
+    "Tally",
+    "dead_bits",
+    "dead_places",
+    "index_of",
+]
 
 _digest = xxhash.xxh3_64_intdigest
 
@@ -81,6 +89,23 @@ class Columns:
         self.made = max(self.made, made)
 
 
+class Tally:
+    """What the batches of one pack come to.
+
+    Attributes
+    ----------
+    count, dead : int
+        Their values, and how many of those are not live.
+    nbytes : int
+        Bytes of all values, live or not.
+    """
+
+    __slots__ = ("count", "dead", "nbytes")
+
+    def __init__(self) -> None:
+        self.count = self.dead = self.nbytes = 0
+
+
 class Batch:
     """What one publication put into a pack.
 
@@ -111,6 +136,7 @@ class Batch:
         "_count",
         "_fetch",
         "_start",
+        "_tally",
         "block",
         "dead",
         "gone",
@@ -129,6 +155,7 @@ class Batch:
         self.name = record.name
         self.dead = 0
         self.gone: bytearray | bytes = b""
+        self._tally = Tally()
         self._count, self._start = record.count, record.start
         self.keys_at = (24 if record.rewritten else 16) * record.count
         self._fetch = fetch
@@ -143,6 +170,7 @@ class Batch:
             self.gone = bytearray(-(-self._count // 8))
         self.gone[place >> 3] |= 1 << (place & 7)  # type: ignore[index]
         self.dead += 1
+        self._tally.dead += 1
 
     def kill_many(self, places: Collection[int]) -> None:
         """`kill` each of them."""
@@ -152,11 +180,19 @@ class Batch:
         for place in places:
             gone[place >> 3] |= 1 << (place & 7)
         self.dead += len(places)
+        self._tally.dead += len(places)
 
     def bury(self, gone: bytes) -> None:
-        """Note all the places that are not live, as `gone` has them."""
+        """Note all the places that are not live, as `gone` has them, before `join`."""
         self.gone = bytearray(gone)
         self.dead = int.from_bytes(gone, "little").bit_count()
+
+    def join(self, packs: dict[str, Tally]) -> None:
+        """Be counted among those of its pack from now on."""
+        self._tally = tally = packs.setdefault(self.name, Tally())
+        tally.count += self._count
+        tally.dead += self.dead
+        tally.nbytes += self.nbytes
 
     def passing(self) -> Batch:
         """The same, with its index in memory, but not for longer than it is used."""
