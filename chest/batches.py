@@ -25,9 +25,11 @@ import xxhash
 
 from chest import keys
 from chest.records import Entry
+from chest.system import FileMap
 
 __all__ = [
     "Batch",
+    "Block",
     "Columns",
     "Packed",
     "Tally",
@@ -36,6 +38,7 @@ __all__ = [
     "index_of",
 ]
 
+Block = bytes | FileMap  # the index of a batch: read, or where it lies
 _digest = xxhash.xxh3_64_intdigest
 
 
@@ -113,7 +116,7 @@ class Batch:
     ----------
     record : Entry
         The manifest's.
-    block : bytes, optional
+    block : Block, optional
         The batch's index.
     fetch : callable, optional
         Reads it when it is first needed.
@@ -125,7 +128,7 @@ class Batch:
         deleted since.
     gone : bytes-like
         Their places as bits, as a record has them; empty when all are live.
-    block : bytes
+    block : Block
         The batch's index; empty before it is first needed, see `load`.
     keys_at : int
         Where the text of the first key begins in it.
@@ -148,8 +151,8 @@ class Batch:
     def __init__(
         self,
         record: Entry,
-        block: bytes | None = None,
-        fetch: Callable[[Entry], bytes] | None = None,
+        block: Block | None = None,
+        fetch: Callable[[Entry], Block] | None = None,
     ) -> None:
         self.record = record
         self.name = record.name
@@ -159,7 +162,7 @@ class Batch:
         self._count, self._start = record.count, record.start
         self.keys_at = (24 if record.rewritten else 16) * record.count
         self._fetch = fetch
-        self.block = b""
+        self.block: Block = b""
         self._columns: memoryview | None = None
         if block is not None:
             self._take(block)
@@ -201,12 +204,12 @@ class Batch:
         assert self._fetch is not None
         return Batch(self.record, self._fetch(self.record))
 
-    def load(self) -> bytes:
+    def load(self) -> Block:
         """Read the index, if that was not done yet."""
         self._table()
         return self.block
 
-    def _take(self, block: bytes) -> memoryview:
+    def _take(self, block: Block) -> memoryview:
         self.block = block
         self._columns = memoryview(block)[: 16 * self.record.count].cast("I")
         return self._columns
