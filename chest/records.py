@@ -177,7 +177,7 @@ class Lines:
         body = _encode(record)
         if self._sign is not None:
             return b"%b %b\n" % (self._sign(body, number), body)
-        return b"%b %b\n" % (_digest(body, number).encode(), body)
+        return _digest(body, number).encode() + b" " + body + b"\n"
 
     def read_first(self, line: bytes) -> Header:
         """What the first line says.
