@@ -151,7 +151,7 @@ def lines(
     Raises
     ------
     ValueError
-        Too many rows (2³² or more), births that descend, columns of unequal length.
+        Too many rows (2³⁰ or more), births that descend, columns of unequal length.
 
     Examples
     --------
