@@ -17,7 +17,6 @@ from typing import Any
 from chest import keys, settings
 from chest.arraytier import is_folder, reading, zarr_
 from chest.errors import EncodingError, short
-from chest.formats.compressed import form_of
 from chest.generations import Filling, folder_entry, pinned
 from chest.index import AnyEntry
 from chest.live import LiveArray
@@ -238,15 +237,6 @@ class Arrays(Upkeep):
             msg = "arrays in folders cannot be had with sign_key="
             raise ValueError(msg)
         return Filling(self, key)
-
-    def _compressed(self, form: str, compression: str | bool) -> str:
-        """The format of one value that is pickled and compressed, or not."""
-        settings.check_word("compression", compression, settings.WORDS["compression"])
-        if form != "pickle" or self._settings.trust == "data":
-            msg = f"compression= is for pickles, this key has format={str(form)!r}"
-            raise ValueError(msg)
-        name = form_of(compression)
-        return settings.Spelled(name, {"compression": compression})
 
     def _layout(self, form: str, layout: dict[str, Any]) -> str:
         """The format *form* with options for one value."""

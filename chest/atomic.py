@@ -165,10 +165,6 @@ class Atomic(Bulk):
             self._after(names)
         return total
 
-    def decr(self, key: Hashable, delta: Any = 1, default: Any = 0) -> Any:
-        """Subtract *delta* from a number and return the difference; see `incr`."""
-        return self.incr(key, -delta, default)
-
     def add(self, key: Hashable, value: Any, *, ttl: float | None = None) -> bool:
         """Set *key* if it is not there, and publish it; whether it was set.
 
@@ -536,11 +532,9 @@ class Atomic(Bulk):
         for each in new:
             key, entry, _ = each.written
             known = self._slots.get(key)
-            slot = self._memory.put(key, each.value, *each.weight, known, each.options)
-            slot.dirty, slot.entry = False, entry
+            value, weight = each.value, each.weight
+            self._memory.put_clean(key, value, weight, entry, known, each.options)
             self._fresh.pop(key, None)
-            if slot.nbytes > self._memory.budget:
-                self._memory.drop(slot)
         return replaced
 
     def _after(self, replaced: Iterable[str]) -> None:

@@ -6,11 +6,10 @@ common. Does not own: the single key, or how values move.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any
 
-from chest import errors
 from chest.batches import Batch, Packed
 from chest.index import AnyEntry, same
 from chest.memory import weigh
@@ -29,71 +28,6 @@ class Bulk(Upkeep):
     """An engine that takes many keys at once."""
 
     __slots__ = ()
-
-    def get_many(self, keys: Iterable[Hashable]) -> dict[Any, Any]:
-        """The values of those *keys* that are there, as a dict in the order of *keys*.
-
-        Values are read in the order in which they lie on disk, many at a time, and are
-        not kept: what was not in memory is the caller's own copy.
-
-        Raises
-        ------
-        CorruptValueError, DecodingError, UntrustedError
-            As reading one of them.
-
-        Examples
-        --------
-        >>> from chest import Chest
-        >>> with Chest({"a": 1, "b": 2, "c": 3}) as c:
-        ...     c.get_many(["c", "x", "a"])
-        {'c': 3, 'a': 1}
-        """
-        return dict(self._pairs(keys))
-
-    def set_many(
-        self,
-        pairs: Mapping[Any, Any] | Iterable[tuple[Any, Any]],
-        *,
-        ttl: float | None = None,
-    ) -> None:
-        """Set many values and publish them; all are visible to others on return.
-
-        Many small values go into one pack, so this is the quickest way to write them.
-        They are not one transaction: others may see some before the rest (`transact`
-        is all or nothing).
-
-        Parameters
-        ----------
-        pairs : Mapping or iterable of pairs
-        ttl : float, optional
-            Seconds after which all of them count as absent.
-
-        Raises
-        ------
-        EncodingError, StoreError
-            For the first value that could not be written; those that could are published.
-            Of those that could not, one that was refused at once (by the format
-            ``"data"``) or has a *ttl* is as it was before; others stay in memory.
-        """
-        given = pairs.items() if isinstance(pairs, Mapping) else pairs
-        if ttl is not None:
-            self._set_expiring(given, ttl)
-            return
-        named: dict[Hashable, None] = {}
-        refused: list[errors.ChestError] = []
-        for key, value in given:
-            try:
-                self._set(key, value, None)
-            except errors.EncodingError as error:
-                refused.append(error)
-            else:
-                named[key] = None
-        with self.lock:
-            slots = [self._slots[key] for key in named if key in self._slots]
-        failed = self._write_out(slots, keep=True)
-        if refused:
-            raise refused[0]
-        self._raise_first(failed)
 
     def delete_many(self, keys: Iterable[Hashable]) -> int:
         """Delete those *keys* that are there, for everyone and all at once.
@@ -152,12 +86,6 @@ class Bulk(Upkeep):
                 for (key, entry), file in zip(found, files, strict=True):
                     value = options.load(file)
                     self._admit(key, value, entry, weigh(value), 0.0)
-
-    def _set(self, key: Hashable, value: Any, options: Any) -> None:
-        raise NotImplementedError
-
-    def _set_expiring(self, pairs: Iterable[tuple[Any, Any]], ttl: float) -> None:
-        raise NotImplementedError
 
     # -- reading in storage order ------------------------------------------------------
 

@@ -10,7 +10,7 @@ import contextlib
 import dataclasses
 import os
 import pickle
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from sys import getsizeof
 from typing import Any, Self
 
@@ -18,13 +18,13 @@ from chest import expiry, keys, lifetime, settings
 from chest.arrays import Arrays
 from chest.atomic import Atomic
 from chest.face import Face
+from chest.keeper import reopen
 from chest.keys import PLAIN
 from chest.keys import key_to_filename as key_to_filename  # chest 1.x has it here
 from chest.ledger import generation
 from chest.memory import Options, weigh
 from chest.settings import (
     Settings,
-    check_word,
     is_address,
     nothing,
     open_many,
@@ -36,7 +36,7 @@ from chest.sizing import nbytes as nbytes  # and this
 __all__ = ["Chest"]
 
 
-class Chest(Arrays, Atomic, Face):
+class Chest(Arrays, Atomic):
     """A dict that keeps its values in memory under a byte budget, the rest on disk.
 
     Parameters
@@ -332,20 +332,10 @@ class Chest(Arrays, Atomic, Face):
         """
         if layout:
             format = self._layout(format or self._settings.format, layout)
-        if compression is not None:
-            format = self._compressed(format or self._settings.format, compression)
-        elif format is not None:
-            check_word("format", format, settings.WORDS["format"])
-            self._check_settable(key, value, (format, None))
-            if format == "zarr" and self._settings.sign_key is not None:
-                msg = "format='zarr' cannot be had with sign_key="
-                raise ValueError(msg)
-            if format == "pickle" and self._settings.trust == "data":
-                msg = "format='pickle' cannot be had with trust='data'"
-                raise ValueError(msg)
-        if mapped is not None:
-            check_word("mapped", mapped, settings.WORDS["mapped"])
-        options = (format, "no" if mapped is False else mapped)
+        words = settings.WORDS["format"]
+        options = self._own_options(format, mapped, compression, words)
+        if format is not None and compression is None:
+            self._check_settable(key, value, options)
         if ttl is None:
             self._set(key, value, options)
         else:
@@ -376,6 +366,10 @@ class Chest(Arrays, Atomic, Face):
                 memory.fresh.setdefault(key, None)
         if memory.used > memory.budget:
             self._make_room(key)
+
+    def _set_soon(self, key: Hashable, value: Any) -> None:
+        # docstring inherited
+        self._set(key, value, None)
 
     def __delitem__(self, key: Hashable) -> None:
         """Remove *key* for everyone, at once; its value is not read."""
@@ -449,38 +443,12 @@ class Chest(Arrays, Atomic, Face):
             self._fresh.clear()
         self._spill.delete(names)
 
-    def update(self, other: Any = (), /, overwrite: Any = True, **more: Any) -> None:
-        """Take over pairs, as ``dict.update`` does; from another chest by hard link.
-
-        Parameters
-        ----------
-        other : Mapping, iterable of pairs, or Chest
-            A chest is synced first; its files are linked, not copied, where the file
-            system can, and are independent from then on.
-        overwrite : bool
-            False keeps the values of keys that are there already. With any other value
-            than a bool, ``overwrite`` is a key like other keywords.
-        """
-        if not isinstance(overwrite, bool):
-            more["overwrite"], overwrite = overwrite, True
-        if Chest in type(other).__mro__ and other._can_be_linked_to(self):
+    def _adopts(self, other: Any, *, overwrite: bool) -> bool:
+        # docstring inherited
+        linked = Chest in type(other).__mro__ and other._can_be_linked_to(self)
+        if linked:
             self._adopt(other, overwrite=overwrite)
-            other = ()
-        keyed = isinstance(other, Mapping) or hasattr(other, "keys")
-        if keyed:  # dict.update asks for keys(), whatever iteration gives
-            pairs = ((key, other[key]) for key in other.keys())  # noqa: SIM118
-        else:
-            pairs = other
-        for source in (pairs, more.items()):
-            for key, value in source:
-                if overwrite or key not in self:
-                    self[key] = value
-
-    def copy(self) -> Self:
-        """A new chest in a temporary folder with the same pairs; files are linked."""
-        new = self._like(None)
-        new.update(self)
-        return new
+        return linked
 
     def snapshot(self, path: str | os.PathLike[str]) -> Self:
         """Flush, then make a chest at *path* of hard links: independent from then on.
@@ -511,30 +479,6 @@ class Chest(Arrays, Atomic, Face):
 
     # -- disk --------------------------------------------------------------------------
 
-    def flush(self) -> None:
-        """Write and publish every value that needs it, and empty the memory.
-
-        Values that were changed in place since they were read are written again; others
-        are not written twice.
-
-        Raises
-        ------
-        EncodingError, StoreError
-            For the first value that could not be written; it stays in memory, and so do
-            others that failed (a note says how many). The rest is published.
-        """
-        self._sync(keep=False)
-
-    def sync(self) -> None:
-        """Write and publish every value that needs it, and keep all in memory.
-
-        Raises
-        ------
-        EncodingError, StoreError
-            As `flush`.
-        """
-        self._sync(keep=True)
-
     def close(self) -> None:
         """Publish everything and release the folder; a temporary one is removed.
 
@@ -559,20 +503,19 @@ class Chest(Arrays, Atomic, Face):
         """
         if self._closed:
             if os.path.isdir(self.path):
-                _reopen(type(self), self.path, self._settings).drop()
+                reopen(type(self), self.path, self._settings).drop()
             return
         self._remove_files()
         self._remove_folder()
 
     # -- lifetime ----------------------------------------------------------------------
 
-    def __enter__(self) -> Self:
-        self._check_open()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        """`close`; an explicit path is kept, a temporary folder is removed."""
-        self.close()
+    def _fetch_missed(self, keys: Sequence[Hashable]) -> None:
+        # docstring inherited
+        if self._settings.is_custom and self._settings.open_many is not open_many:
+            self._fetch_together(keys)
+        else:
+            super()._fetch_missed(keys)
 
     def __del__(self) -> None:
         """Close what was left open; a value that cannot be written is logged."""
@@ -588,19 +531,10 @@ class Chest(Arrays, Atomic, Face):
         else:
             self.at_exit()
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Travel as path and options; what is dirty is published first."""
-        self._check_open()
-        if not self._settings.readonly:
-            self.sync()
-        return _reopen, (type(self), self.path, self._settings)
-
-    def _like(self, path: str | os.PathLike[str] | None) -> Self:
+    def _like(self, path: Any) -> Self:
         """An empty chest with the same options."""
-        new = type(self).__new__(type(self))
-        new._closed = True
-        new._start(path, dataclasses.replace(self._settings, readonly=False))
-        return new
+        options = dataclasses.replace(self._settings, readonly=False)
+        return reopen(type(self), path, options)
 
     # -- names of chest 1.x ------------------------------------------------------------
 
@@ -628,42 +562,3 @@ class Chest(Arrays, Atomic, Face):
     def open_many(self) -> Callable[..., Any]:
         """The function that opens a list of files for `load`."""
         return self._settings.open_many
-
-    def prefetch(self, keys: Any) -> None:
-        """Read a key, or each of a list of keys, into memory; no miss is reported."""
-        wanted = keys if isinstance(keys, list | set | frozenset) else [keys]
-        self._look()
-        missed = [key for key in wanted if key not in self._slots]
-        if self._settings.is_custom and self._settings.open_many is not open_many:
-            self._fetch_together(missed)
-        else:
-            self._fetch(missed)
-
-    def move_to_disk(self, key: Hashable) -> None:
-        """Write the value of *key* and let it go from memory."""
-        self._look()
-        slot = self._slots.get(key)
-        if slot is None:
-            if key not in self:
-                raise KeyError(key)
-            return
-        self._settings.on_overflow(key)
-        self._raise_first(self._write_out([slot], keep=False))
-
-    def get_from_disk(self, key: Hashable) -> None:
-        """Read the value of *key* into memory; nothing when it is there."""
-        self._look()
-        if key not in self._slots:
-            self._fetch([key])
-
-    def write_keys(self) -> None:
-        """`sync`."""
-        self.sync()
-
-
-def _reopen(kind: type[Chest], path: str, options: Settings) -> Chest:
-    """Open a chest that travelled as path and options."""
-    new = kind.__new__(kind)
-    new._closed = True
-    new._start(path, options)
-    return new

@@ -17,8 +17,7 @@ import contextlib
 import logging
 import os
 import shutil
-import warnings
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Sequence
 from sys import getsizeof
 from typing import Any
 
@@ -37,6 +36,7 @@ from chest.folder import (
     refusals,
 )
 from chest.index import AnyEntry, Index, same
+from chest.keeper import kept_by_allocator
 from chest.ledger import Changed, generation
 from chest.log import MOVED, NAME
 from chest.memory import PICKLED, Options, Slot, Weight
@@ -51,8 +51,6 @@ __all__ = ["Engine", "is_readonly_array"]
 
 log = logging.getLogger("chest")
 
-GIVE_BACK_AFTER = 64 << 20  # bytes that left memory; asking the allocator takes 1-5 ms
-KEPT_NBYTES = 32 << 20  # larger blocks go back at once (glibc's largest mmap threshold)
 MISSING: Any = object()
 MOST_LOOKS = 100  # times a reader follows a key that others keep replacing
 
@@ -76,48 +74,6 @@ class Engine(Packing):
 
     # -- from memory to disk -----------------------------------------------------------
 
-    def _make_room(self, key: Hashable) -> None:
-        """Bring memory within the budget after *key* was set."""
-        slot = self._slots.get(key)
-        if slot is not None and slot.nbytes > self._memory.budget:
-            self._evict([slot])  # it is not kept, so nobody has to leave for it
-        self.shrink()
-
-    def shrink(self) -> None:
-        """Spill values until memory is within the budget; nothing when it is.
-
-        A value that cannot be written stays, with a `SpillWarning` that names it.
-        """
-        memory = self._memory
-        while memory.used > memory.budget:
-            with self.lock:
-                victims, leaving = memory.victims()
-            if not victims:
-                return
-            try:
-                self._evict(victims)
-            finally:
-                with self.lock:
-                    memory.left(leaving)
-
-    def _evict(self, victims: Sequence[Slot]) -> None:
-        """Write victims where that is needed, and let them go."""
-        for slot in victims:
-            self._settings.on_overflow(slot.key)
-        leaving = _kept_by_allocator(victims)
-        failed = self._write_out(victims, keep=False)
-        self._give_back(leaving)
-        self._spills += len(victims) - len(failed)
-        for slot, error in failed:
-            with self.lock:
-                self._memory.keep(slot)
-            warnings.warn(
-                f"{short(slot.key)} stays in memory, over the budget of {self.path}: "
-                f"{error}",
-                errors.SpillWarning,
-                stacklevel=4,
-            )
-
     def _check_settable(
         self, key: Hashable, value: object, options: Options | None
     ) -> None:
@@ -127,24 +83,10 @@ class Engine(Packing):
             form = (options or (None,))[0] or self._settings.format
             self._spill.check_storable(key, value, form)
 
-    def _give_back(self, nbytes: int) -> None:
-        """Have the allocator return freed memory, once enough has been freed."""
-        # Without this the process keeps what left: it lies free, in small pieces.
-        self._freed += nbytes
-        if self._freed >= GIVE_BACK_AFTER:
-            self._freed = 0
-            system.give_back_memory()
-
     def _write_out(
         self, slots: Sequence[Slot], *, keep: bool
     ) -> list[tuple[Slot, Exception]]:
-        """Write and publish what is dirty or was changed in place; let all go, or keep.
-
-        Returns
-        -------
-        list
-            The slots that could not be written, and why. They stay, dirty.
-        """
+        # docstring inherited
         failed: list[tuple[Slot, Exception]] = []
         changed = [slot for slot in slots if slot.dirty or not slot.fixed]
         if not keep and len(changed) < len(slots):
@@ -345,14 +287,11 @@ class Engine(Packing):
                 return self._values[key]  # another thread was quicker: one for all
             if not same(self._manifest.index.get(key), entry):
                 return value
-            slot = memory.put(key, value, *weight)
-            slot.dirty, slot.entry = False, entry
-            slot.options = (entry.format, entry.mapped)
+            options = (entry.format, entry.mapped)
+            slot = memory.put_clean(key, value, weight, entry, None, options)
             slot.cost = entry.cost or seconds
             if readonly and is_readonly_array(value):
                 slot.fixed = True
-            if slot.nbytes > memory.budget:
-                memory.drop(slot)
         if memory.used > memory.budget:
             self.shrink()
         return value
@@ -391,9 +330,13 @@ class Engine(Packing):
             self.shrink()
         return value
 
-    def _fetch(self, wanted: Sequence[Hashable]) -> None:
-        """Read values into memory without reporting a miss."""
-        for key in wanted:
+    def _is_at_hand(self, key: Hashable) -> bool:
+        # docstring inherited
+        return key in self._slots
+
+    def _fetch_missed(self, keys: Sequence[Hashable]) -> None:
+        # docstring inherited
+        for key in keys:
             value, entry, loaded = self._read(key)
             self._admit(
                 key, value, entry, loaded.weight, loaded.seconds, readonly=loaded.mapped
@@ -407,7 +350,7 @@ class Engine(Packing):
     # -- the end -----------------------------------------------------------------------
 
     def _sync(self, *, keep: bool) -> None:
-        """Write everything; raise the first error after all the rest was written."""
+        # docstring inherited
         self._check_open()
         memory, before = self._memory, self._memory.used
         self._pack_bare(keep=keep)
@@ -418,7 +361,7 @@ class Engine(Packing):
             slots = memory.unwritten()
         failed = self._write_out(slots, keep=keep)
         if not keep:
-            self._give_back(leaving + _kept_by_allocator(slots))
+            self._give_back(leaving + kept_by_allocator(slots))
         self._raise_first(failed)
         if self._settings.readonly:
             return
@@ -429,13 +372,6 @@ class Engine(Packing):
             self._compact()
         elif not keep and self._manifest.wants_checkpoint:
             self._checkpoint()
-
-    def _raise_first(self, failed: Sequence[tuple[Slot, Exception]]) -> None:
-        if failed:
-            error = failed[0][1]
-            if len(failed) > 1:
-                error.add_note(f"{len(failed) - 1} more values could not be written")
-            raise error
 
     def _release(self) -> None:
         """Give up the descriptors, and a temporary folder."""
@@ -491,14 +427,6 @@ class Engine(Packing):
             log.info("%s is left: files in it are not chest's", self.path)
 
     # -- lifetime ----------------------------------------------------------------------
-
-    def before_fork(self) -> None:
-        """Wait until no thread is in the middle of a change."""
-        self.lock.acquire()
-
-    def after_fork_in_parent(self) -> None:
-        """Let the threads go on."""
-        self.lock.release()
 
     def after_fork_in_child(self) -> None:
         """Stop sharing locks and descriptors; what is dirty is the parent's to write."""
@@ -572,11 +500,6 @@ def _drop_queue(home: Folder) -> None:
     except OSError as error:
         # The chest is gone already, and the queue's name and state go last.
         log.info("%s is left: %s", home.path, error)
-
-
-def _kept_by_allocator(slots: Iterable[Slot]) -> int:
-    """Bytes that stay with the process when these values go, unless it is asked."""
-    return sum(slot.nbytes for slot in slots if slot.nbytes < KEPT_NBYTES)
 
 
 def is_readonly_array(value: object) -> bool:

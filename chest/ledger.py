@@ -19,12 +19,13 @@ import os
 import shutil
 import threading
 from collections.abc import Hashable, Iterable, Sequence
-from typing import Any, NoReturn
+from typing import Any
 
-from chest import errors, expiry
+from chest import expiry
 from chest.eviction import policy as make_policy
 from chest.expiry import NEVER
 from chest.index import AnyEntry
+from chest.keeper import Keeper
 from chest.memory import MemoryTier, Slot, Slots
 from chest.opening import open_tier, temporary_folder
 from chest.settings import Settings, absolute
@@ -32,7 +33,7 @@ from chest.settings import Settings, absolute
 __all__ = ["Changed", "Ledger", "Publishing", "generation"]
 
 
-class Ledger:
+class Ledger(Keeper):
     """The keys of one chest: those in the manifest and those only in memory."""
 
     __slots__ = (
@@ -62,8 +63,7 @@ class Ledger:
         "path",
     )
 
-    path: str
-    lock: threading.RLock
+    _slots: Slots
 
     def _start(self, path: str | os.PathLike[str] | None, settings: Settings) -> None:
         """Open the folder and take up work."""
@@ -321,17 +321,6 @@ class Ledger:
         else:
             del fresh[key]
         self._manifest.index.note([key])
-
-    def _check_open(self) -> None:
-        if self._closed:
-            self._refuse()
-
-    def _refuse(self) -> NoReturn:
-        msg = f"the chest at {self.path} is closed: open it again with Chest(path)"
-        raise errors.ClosedError(
-            msg,
-            path=self.path,
-        )
 
 
 class Publishing:

@@ -197,6 +197,22 @@ class MemoryTier:
         self._count_bytes(plain)
         return slot
 
+    def put_clean(
+        self,
+        key: Hashable,
+        value: Any,
+        weight: Weight,
+        entry: AnyEntry,
+        known: Slot | None = None,
+        options: Options | None = None,
+    ) -> Slot:
+        """Take *value* in, which is what *entry* says, unless it is too large to stay."""
+        slot = self.put(key, value, *weight, known, options)
+        slot.dirty, slot.entry = False, entry
+        if slot.nbytes > self.budget:
+            self.drop(slot)
+        return slot
+
     def came(self, key: Hashable, value: Any, plain: int) -> None:
         """Take in *value*, just read, that cannot change, of a key that is not there."""
         if (

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, cast
 
 import msgspec
 
-from chest import errors, keys, system
+from chest import errors, keys, reprs, system
 from chest.batches import Batch, Packed, dead_bits
 from chest.facts import Problem, Recovered
 from chest.folder import DAMAGED, PACK, SEAL, Folder, refusals
@@ -190,7 +190,7 @@ class _Recovery:
         """Read every value that is known; forget those that are gone."""
         entries = replay.index.items()
         self._bad: set[Hashable] = set()
-        for key, entry in _shown(entries, "check", progress):
+        for key, entry in reprs.shown(entries, "check", show=progress):
             error = self._tier.verify(key, entry)
             if error is None or not isinstance(error, errors.CorruptError):
                 continue  # what a format says that is not read here is no damage
@@ -209,7 +209,7 @@ class _Recovery:
         held = replay.index.names()
         known = {(batch.name, batch.record.start) for batch in replay.index.batches}
         newest: dict[Hashable, _Found] = {}
-        for name in _shown(sorted(names), "search", progress):
+        for name in reprs.shown(sorted(names), "search", show=progress):
             found: Iterable[tuple[Hashable, _Found]] = ()
             if name.startswith(PACK):
                 found = self._in_pack(name, known, replay)
@@ -403,14 +403,3 @@ class _Recovery:
                 system.pwrite_all(fd, MOVED, WORD.start)
         finally:
             system.close(fd)
-
-
-def _shown(steps: Iterable[Any], what: str, progress: bool) -> Iterable[Any]:
-    """The steps, under a progress bar if one is asked for."""
-    if not progress:
-        return steps
-    from tqdm import tqdm
-
-    # No thread that outlives the bar.
-    bar: Any = type("Bar", (tqdm,), {"monitor_interval": 0})
-    return cast("Iterable[Any]", bar(steps, desc=what, unit="value", leave=False))

@@ -1,7 +1,7 @@
 """Numbers as people read them.
 
 Owns: the text of sizes, counts and times, the budget's own notation, the shape of a
-chest's ``repr`` and of its HTML.
+chest's ``repr`` and of its HTML, the bar of a long look.
 Does not own: where the numbers come from; nothing here knows a chest.
 """
 
@@ -11,10 +11,10 @@ import html as markup
 import math
 import re
 import sys
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Collection, Iterable, Sequence
 
 __all__ = [
     "UNLIMITED",
@@ -24,8 +24,11 @@ __all__ = [
     "line",
     "parse_bytes",
     "seconds_text",
+    "shown",
     "table",
 ]
+
+T = TypeVar("T")
 
 UNLIMITED: Final = sys.maxsize
 """The number of bytes that an infinite budget is."""
@@ -169,7 +172,7 @@ def parse_bytes(
 
 
 def line(
-    name: str, path: str, keys: int, in_memory: int, used: int, budget: int
+    name: str, path: str, keys: int | None, in_memory: int, used: int, budget: int
 ) -> str:
     """Describe a chest in one line, for ``repr``.
 
@@ -180,7 +183,7 @@ def line(
     path : str
         Of the folder.
     keys, in_memory : int
-        How many there are, and how many of them are in memory.
+        How many there are, and how many of them are in memory. None: it is not known.
     used, budget : int
         Bytes.
 
@@ -191,10 +194,8 @@ def line(
     """
     memory = bytes_text(used)
     memory += ", no limit" if budget >= UNLIMITED else f" of {bytes_text(budget)}"
-    return (
-        f"<{name} at {path}: {count_text(keys, 'key')}, "
-        f"{count_text(in_memory)} in memory, {memory}>"
-    )
+    known = "" if keys is None else f"{count_text(keys, 'key')}, "
+    return f"<{name} at {path}: {known}{count_text(in_memory)} in memory, {memory}>"
 
 
 def html(
@@ -227,6 +228,17 @@ def html(
         f"<strong>{markup.escape(title)}</strong>"
         f'<table style="background:none">{"".join(cells)}</table></div>'
     )
+
+
+def shown(steps: Collection[T], what: str, *, show: bool) -> Iterable[T]:
+    """The steps, under a progress bar if one is wanted."""
+    if not show:
+        return steps
+    from tqdm import tqdm
+
+    # No thread that outlives the bar.
+    bar: Any = type("Bar", (tqdm,), {"monitor_interval": 0})
+    return cast("Iterable[T]", bar(steps, desc=what, unit="value", leave=False))
 
 
 def table(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> str:

@@ -104,14 +104,14 @@ class Settings:
     publish: str = "flush"
     durability: str = "process"
     trust: str = "owner"
-    sign_key: Any = None
+    sign_key: Any = dataclasses.field(default=None, repr=False)  # secret
     verify: str = "stream"
     readonly: bool = False
     timeout: float | None = None
     available_disk: Any = None
     umask: bool = False
     compression: str | bool | None = None
-    storage: Any = None
+    storage: Any = dataclasses.field(default=None, repr=False)  # may hold secrets
     max_age: float = 1.0
 
     def __post_init__(self) -> None:
@@ -219,6 +219,7 @@ def _check_seconds(option: str, seconds: object) -> None:
 
 
 is_address = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]*://").match  # of a store of objects
+is_collapsed = re.compile(r"(s3|gs|az|file|memory):/[^/]").match  # was an address once
 
 
 def absolute(path: str | os.PathLike[str]) -> str:
@@ -230,6 +231,9 @@ def absolute(path: str | os.PathLike[str]) -> str:
         It is the address of a remote store.
     """
     text = os.fspath(path)
+    if not isinstance(path, str) and is_collapsed(text):
+        msg = f"{text!r}: pathlib takes a slash out of an address; pass it as a str"
+        raise ValueError(msg)
     if "://" in text:
         msg = f"{text}: a path is needed, only chest.Chest itself takes an address"
         raise ValueError(msg)

@@ -33,14 +33,7 @@ import msgspec
 from chest import errors, keys
 from chest.arraytier import is_folder, zarr_
 from chest.folder import PACK, TEMPORARY, refusals, refused
-from chest.formats.compressed import (
-    AUTO,
-    CODECS,
-    WORTH,
-    Compressed,
-    NotWorthIt,
-    form_of,
-)
+from chest.formats.compressed import dump_if_it_pays, form_of, ratio
 from chest.index import AnyEntry
 from chest.manifest import Manifest
 from chest.memory import weigh
@@ -481,26 +474,14 @@ class SpillTier(ReadTier):
         name, text = job.format, keys.text(job.key)
         if name == "pickle" and not isinstance(name, Spelled):
             name = self._compressed
-        if name == AUTO:
-            form = self._formats[form_of("zstd")]
-            assert isinstance(form, Compressed)
-            try:
-                return form, form.dump(
-                    job.value, draft, key=text, file_id=file_id, worth=WORTH
-                )
-            except NotWorthIt:
-                draft.restart()
-                name = "pickle"
-        form = self._formats[name]
-        return form, form.dump(job.value, draft, key=text, file_id=file_id)
+        return dump_if_it_pays(
+            self._formats, name, job.value, draft, key=text, file_id=file_id
+        )
 
     @property
     def compression(self) -> float:
         """Bytes before compression over those after, of what was compressed; or 1."""
-        forms = [self._formats.get(form_of(codec)) for codec in CODECS]
-        made = [form for form in forms if isinstance(form, Compressed)]
-        stored = sum(form.stored for form in made)
-        return sum(form.raw for form in made) / stored if stored else 1.0
+        return ratio(self._formats)
 
     def _encode_array(self, job: Job, draft: FolderDraft) -> Written:
         seal = zarr_().Seal(key=keys.text(job.key), file_id=self.new_file_id())

@@ -9,13 +9,12 @@ from __future__ import annotations
 import errno
 import os
 import time
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from typing import Any
 
-from chest import facts, reprs, system
+from chest import facts, reprs
 from chest.batches import Batch, Columns, Packed
 from chest.conflict import Settling
-from chest.engine import Engine
 from chest.index import AnyEntry, same
 from chest.memory import Slot
 from chest.packing import FEWEST_PACKED
@@ -42,28 +41,6 @@ class Upkeep(Settling):
         return len(self._manifest.index) + len(memory.fresh) + len(memory.newest)
 
     # -- what there is -----------------------------------------------------------------
-
-    @property
-    def available_memory(self) -> float:
-        """The budget for values in memory [bytes]; may be set at any time."""
-        return self._memory.budget
-
-    @available_memory.setter
-    def available_memory(self, budget: float | str) -> None:
-        self._memory.budget = reprs.parse_bytes(
-            budget, option="available_memory", limit=system.memory_limit
-        )
-        self.shrink()
-
-    @property
-    def memory_usage(self) -> int:
-        """Bytes that the values in memory take; shared buffers count once."""
-        return self._memory.used
-
-    @property
-    def inmem(self) -> Mapping[Any, Any]:
-        """The values in memory, as a read-only mapping."""
-        return _InMemory(self)
 
     def key_to_filename(self, key: Hashable) -> str:
         """Full path of the file that holds the value of *key*, or that will hold it.
@@ -119,56 +96,22 @@ class Upkeep(Settling):
     def stats(self) -> facts.Stats:
         """Counts since the chest was opened, and its present state. O(keys)."""
         self._look()
-        with self.lock:
-            dirty = self._memory.dirty
-        disk = self._settings.available_disk
-        return facts.Stats(
+        disk, spill = self._settings.available_disk, self._spill
+        return self._stats(
             keys=len(self),
-            in_memory=len(self._slots),
-            dirty=dirty,
-            memory_usage=self._memory.used,
-            available_memory=self._memory.budget,
             stored_nbytes=self.stored_nbytes,
             available_disk=float("inf") if disk is None else disk,
-            hits=self._memory.hits,
-            misses=self._spill.loaded,
-            spills=self._spills,
-            writes=self._spill.written,
-            written_nbytes=self._spill.written_bytes,
-            loads=self._spill.loaded,
-            loaded_nbytes=self._spill.loaded_bytes,
-            saved=sum(each.saved for each in self._savers),
-            compression=self._spill.compression,
+            misses=spill.loaded,
+            writes=spill.written,
+            written_nbytes=spill.written_bytes,
+            loads=spill.loaded,
+            loaded_nbytes=spill.loaded_bytes,
+            compression=spill.compression,
         )
 
-    def __repr__(self) -> str:
-        if self._closed:
-            return f"<Chest at {self.path}: closed>"
-        return reprs.line(
-            type(self).__name__,
-            self.path,
-            len(self._manifest.index) + len(self._fresh),
-            len(self._slots),
-            self._memory.used,
-            self._memory.budget,
-        )
-
-    __str__ = __repr__
-
-    def _repr_html_(self) -> str:
-        """A table for notebooks; reads nothing."""
-        if self._closed:
-            return reprs.html(repr(self), [], [])
-        stored = self.stored_nbytes
-        rows = [
-            ("path", self.path),
-            ("keys", reprs.count_text(len(self._manifest.index) + len(self._fresh))),
-            ("in memory", reprs.count_text(len(self._slots))),
-            ("on disk", reprs.bytes_text(stored)),
-            ("spills", reprs.count_text(self._spills)),
-        ]
-        bars = [("memory", self._memory.used, int(min(self._memory.budget, 2**63)))]
-        return reprs.html(type(self).__name__, rows, bars)
+    def _known_size(self) -> tuple[int, int]:
+        # docstring inherited
+        return len(self._manifest.index) + len(self._fresh), self.stored_nbytes
 
     # -- care --------------------------------------------------------------------------
 
@@ -218,16 +161,9 @@ class Upkeep(Settling):
         self.refresh()
         with self.lock:
             entries = self._manifest.index.items()
-        steps: Iterable[tuple[Hashable, AnyEntry]] = entries
-        if progress:
-            from tqdm import tqdm
-
-            # No thread that outlives the bar.
-            bar: Any = type("Bar", (tqdm,), {"monitor_interval": 0})
-            steps = bar(entries, desc="verify", unit="value", leave=False)
         problems = []
         batches: set[Batch] = set()
-        for key, entry in steps:
+        for key, entry in reprs.shown(entries, "verify", show=progress):
             error = self._spill.verify(key, entry)
             if error is None and type(entry) is Packed and entry.batch not in batches:
                 batches.add(entry.batch)
@@ -407,24 +343,3 @@ class Upkeep(Settling):
 def _may_share(entry: AnyEntry) -> bool:
     """A small value that may lie in a pack, where there are no deadlines."""
     return is_small(entry) and entry.expires is None
-
-
-class _InMemory(Mapping[Any, Any]):
-    """The values in memory; looking at one is no use of it."""
-
-    __slots__ = ("_chest",)
-
-    def __init__(self, chest: Engine) -> None:
-        self._chest = chest
-
-    def __getitem__(self, key: Hashable) -> Any:
-        return self._chest._values[key]
-
-    def __iter__(self) -> Iterator[Any]:
-        return iter([*self._chest._slots])
-
-    def __len__(self) -> int:
-        return len(self._chest._slots)
-
-    def __repr__(self) -> str:
-        return f"<{len(self)} values in memory>"

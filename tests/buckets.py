@@ -25,7 +25,26 @@ ENVIRONMENT = {
     "AWS_SECRET_ACCESS_KEY": "test-secret",
     "AWS_REGION": "us-east-1",
 }
-SERVE = "import sys; from moto.server import main; main(sys.argv[1:])"
+# One put at a time, because moto looks at the condition and then, without a lock, puts: of
+# two that hold the same etag both would win, now and then.
+SERVE = """
+import sys, threading
+from moto import server
+
+lock, run = threading.Lock(), server.run_simple
+
+def serve(host, port, app, **options):
+    def one_put_at_a_time(request, answer):
+        if request["REQUEST_METHOD"] != "PUT":
+            return app(request, answer)
+        with lock:
+            return app(request, answer)
+
+    run(host, port, one_put_at_a_time, **options)
+
+server.run_simple = serve
+server.main(sys.argv[1:])
+"""
 
 _numbers = itertools.count()
 

@@ -28,8 +28,9 @@ from dask.base import collections_to_expr, get_scheduler, unpack_collections
 from dask.callbacks import Callback
 from dask.core import flatten
 
-from chest.core import Chest, _reopen
+from chest.core import Chest
 from chest.errors import ChestError, short
+from chest.keeper import reopen
 from chest.settings import Settings
 
 __all__ = ["Results", "Shelf", "checkpoint", "compute", "get", "name_of"]
@@ -109,7 +110,7 @@ _held: dict[str, Chest] = {}  # those that were opened for tasks of another proc
 def _shelf(kind: type[Chest], path: str, options: Settings) -> Shelf:
     chest = _opened.get(path)
     if chest is None or chest._closed:
-        chest = _held[path] = _reopen(kind, path, options)
+        chest = _held[path] = reopen(kind, path, options)
     return Shelf(chest)
 
 

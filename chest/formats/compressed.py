@@ -31,11 +31,11 @@ from chest.formats.footer import corrupt
 from chest.protocols import Format, Receipt, Source
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from chest.protocols import Buffer, Sink
 
-__all__ = ["AUTO", "CODECS", "Compressed", "NotWorthIt", "form_of"]
+__all__ = ["CODECS", "Compressed", "NotWorthIt", "dump_if_it_pays", "form_of", "ratio"]
 
 CODECS = ("zstd", "lz4")
 AUTO = "pickle+auto"  # never written down: the trial decides what is
@@ -171,6 +171,35 @@ def form_of(compression: str | bool | None) -> str:
 
 
 # -- steps -------------------------------------------------------------------------------
+
+
+def dump_if_it_pays(
+    formats: Mapping[str, Format],
+    name: str,
+    value: object,
+    sink: Sink,
+    *,
+    key: str,
+    file_id: str,
+) -> tuple[Format, Receipt]:
+    """Write *value* in the format *name* of *formats*; `AUTO`: compressed if that pays."""
+    form = formats[form_of("zstd") if name == AUTO else str(name)]
+    if name != AUTO:
+        return form, form.dump(value, sink, key=key, file_id=file_id)
+    assert isinstance(form, Compressed)
+    try:
+        return form, form.dump(value, sink, key=key, file_id=file_id, worth=WORTH)
+    except NotWorthIt:
+        sink.restart()
+        form = formats["pickle"]
+        return form, form.dump(value, sink, key=key, file_id=file_id)
+
+
+def ratio(formats: Mapping[str, Format]) -> float:
+    """Bytes before compression over those after, of what was compressed; or 1."""
+    made = [form for form in formats.values() if isinstance(form, Compressed)]
+    stored = sum(form.stored for form in made)
+    return sum(form.raw for form in made) / stored if stored else 1.0
 
 
 class _Blocks:

@@ -15,14 +15,16 @@ import errno
 import random
 import time
 from collections.abc import Callable, Hashable, Iterable, Iterator
+from itertools import islice
 from numbers import Number
 from typing import Any, NamedTuple, TypeVar
 
-from chest import expiry
+from chest import errors, expiry
 from chest.engine import is_readonly_array
 from chest.errors import short
 from chest.memory import Options, Slot, weigh
 from chest.objects.engine import ObjectEngine
+from chest.objects.ledger import WINDOW, about, is_over
 from chest.objects.sealing import GONE_NBYTES, Job, Sealed, Stored, gone
 from chest.sizing import SCALARS
 from chest.stores.objects import Tag
@@ -110,10 +112,6 @@ class ObjectAtomic(ObjectEngine):
 
         return self._change(key, sum_of, quick=True)[0]
 
-    def decr(self, key: Hashable, delta: Any = 1, default: Any = 0) -> Any:
-        """Subtract *delta* from a number and return the difference; see `incr`."""
-        return self.incr(key, -delta, default)
-
     def pop(self, key: Hashable, default: Any = MISSING) -> Any:
         """Remove *key* and return its value; only one of several callers gets it.
 
@@ -159,7 +157,7 @@ class ObjectAtomic(ObjectEngine):
                     return False
                 url = self._store.url(name)
                 entry = self._sealer.entry(found.data, found.size, key, url)
-                if entry is None or not self._is_live(entry):
+                if entry is None or is_over(entry):
                     return False
                 if entry.expires == expires:
                     return True
@@ -273,6 +271,26 @@ class ObjectAtomic(ObjectEngine):
             mine = self._slots.get(key)
             self._accept(job, self._put_job(job), mine)
 
+    def _set_expiring(self, pairs: Iterable[tuple[Any, Any]], ttl: float) -> None:
+        """Set and publish pairs that end in *ttl* seconds."""
+        expires, rest = expiry.deadline(ttl), iter(pairs)
+        refused: list[errors.ChestError] = []
+
+        def put(pair: tuple[Any, Any]) -> None:
+            try:
+                self._put(*pair, None, expires)
+            except errors.ChestError as error:
+                refused.append(error)
+
+        while some := dict(islice(rest, WINDOW)):
+            known = len(refused)
+            self._at_once(put, [*some.items()])
+            down = [isinstance(each, errors.StoreError) for each in refused[known:]]
+            if sum(down) == len(some):
+                break  # nobody answers: the others would wait for nothing
+        if refused:
+            raise refused[0]
+
     def _etag(self, key: Hashable) -> str:
         """The etag of the value that *key* has, which is put if need be; "": none."""
         self._settle(key)
@@ -342,11 +360,6 @@ class ObjectAtomic(ObjectEngine):
                 return new.etag
         raise AssertionError
 
-    @property
-    def _identity(self) -> str:
-        """What tells this chest from others."""
-        return self.path
-
     def _there(self) -> Any:
         """What can be asked of many keys whether they are there: one listing."""
         return set(self._keys_by_name().values())
@@ -395,21 +408,6 @@ class ObjectAtomic(ObjectEngine):
             value = self._admit(key, value, entry, slot, turn)
         return value, entry.cost
 
-    def _written_before(self, keys: Iterable[Any], seconds: float) -> list[Any]:
-        """Those that were computed, or else put, that long ago."""
-        now = time.time()
-
-        def age(key: Any) -> float:
-            found, entry = self._look(key, self._name(key))
-            if found is None or entry is None:
-                return -1.0
-            return now - (entry.made or found.modified)
-
-        wanted = [*keys]
-        ages = self._at_once(age, wanted)
-        old = zip(wanted, ages, strict=True)
-        return [key for key, each in old if each >= max(0.0, seconds)]
-
     # -- steps -------------------------------------------------------------------------
 
     @contextlib.contextmanager
@@ -420,7 +418,7 @@ class ObjectAtomic(ObjectEngine):
         would wait for one another.
         """
         name = self._name(key)
-        with self._key_lock(name):
+        with about(key), self._key_lock(name):
             yield name
         self.shrink()
 
@@ -449,19 +447,20 @@ class ObjectAtomic(ObjectEngine):
 
     def _state(self, key: Hashable, name: str) -> _State:
         """What has the name now, with a copy of the value."""
-        found = self._store.get(name)
+        with about(key):
+            found = self._store.get(name)
         if found is None:
             return _State(None)
         if found.size <= GONE_NBYTES:
             return _State(found.tag)
         value, entry = self._open(key, name, found, private=True)
-        if not self._is_live(entry):
+        if is_over(entry):
             return _State(found.tag)
         return _State(found.tag, value, entry)
 
     def _sight(self, key: Hashable, name: str) -> _State:
         """What has the name now, without the value."""
-        found, entry = self._look(key, name)
+        found, entry = self._find(key, name)
         return _State(found.tag if found is not None else None, MISSING, entry)
 
     def _sealed(self, job: Job) -> Sealed:
@@ -514,7 +513,7 @@ class ObjectAtomic(ObjectEngine):
             slot = self._settle(key)
             entry = slot.entry if slot is not None and quick else None
             state = None
-            if slot is not None and isinstance(entry, Stored) and self._is_live(entry):
+            if slot is not None and isinstance(entry, Stored) and not is_over(entry):
                 with self.lock:
                     if slot.alive:  # no other thread has let it go, or set it anew
                         tag = Tag(entry.etag, entry.version)
@@ -602,22 +601,15 @@ class ObjectAtomic(ObjectEngine):
         with self.lock:
             if not self._follow(self._name(job.key), job.key, mine):
                 return
-            known = self._slots.get(job.key)
-            slot = memory.put(job.key, job.value, *weight, known)
-            slot.options = (job.format, job.mapped)
-            slot.dirty, slot.entry, slot.cost = False, entry, entry.cost
-            if slot.nbytes > memory.budget:
-                memory.drop(slot)
+            known, options = self._slots.get(job.key), (job.format, job.mapped)
+            slot = memory.put_clean(job.key, job.value, weight, entry, known, options)
+            slot.cost = entry.cost
 
     def _drop_all(self, key: Hashable, mine: Slot | None) -> None:
         """Let the value of a removed key go, dirty or not, as `_accept`."""
         with self.lock:
             if self._follow(self._name(key), key, mine) and mine is not None:
                 self._memory.drop(mine)
-
-    @staticmethod
-    def _is_live(entry: Stored) -> bool:
-        return entry.expires is None or entry.expires > expiry.now()
 
 
 def refuse_objects(chest: object, what: str) -> None:

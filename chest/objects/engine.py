@@ -22,15 +22,13 @@ import logging
 import os
 import secrets
 import time
-import warnings
 from collections.abc import Hashable, Sequence
 from typing import Any
 
 from chest import errors, lifetime
 from chest.engine import is_readonly_array
-from chest.errors import short
 from chest.memory import Options, Slot, weigh
-from chest.objects.ledger import EXPIRING, ObjectLedger, is_over
+from chest.objects.ledger import EXPIRING, THREADS, ObjectLedger, about, is_over
 from chest.objects.sealing import (
     END_NBYTES,
     GONE_NBYTES,
@@ -44,6 +42,7 @@ __all__ = ["ObjectEngine"]
 
 log = logging.getLogger("chest")
 
+MOST_REFUSALS = 3  # in a row at exit, where values are put one by one
 LARGE = 8 << 20  # bytes; such a value goes alone, in parts that go at a time
 
 
@@ -65,61 +64,30 @@ class ObjectEngine(ObjectLedger):
         with self.lock:
             self._check_open()
             known = self._slots.get(key)
-            slot = self._memory.put(key, value, *weight, known, options)
+            self._memory.put(key, value, *weight, known, options)
         if self._memory.used > self._memory.budget:
-            if slot.nbytes > self._memory.budget:
-                self._evict([slot])  # it is not kept, so nobody has to leave for it
-            self.shrink()
-
-    def shrink(self) -> None:
-        """Spill values until memory is within the budget; nothing when it is.
-
-        A value that cannot be put stays, with a `SpillWarning` that names it.
-        """
-        memory = self._memory
-        while memory.used > memory.budget:
-            with self.lock:
-                victims, leaving = memory.victims()
-            if not victims:
-                return
-            try:
-                self._evict(victims)
-            finally:
-                with self.lock:
-                    memory.left(leaving)
-
-    def _evict(self, victims: Sequence[Slot]) -> None:
-        for slot in victims:
-            self._settings.on_overflow(slot.key)
-        failed = self._write_out(victims, keep=False)
-        self._spills += len(victims) - len(failed)
-        for slot, error in failed:
-            with self.lock:
-                self._memory.keep(slot)
-            warnings.warn(
-                f"{short(slot.key)} stays in memory, over the budget of {self.path}: "
-                f"{error}",
-                errors.SpillWarning,
-                stacklevel=4,
-            )
+            self._make_room(key)
 
     def _write_out(
         self, slots: Sequence[Slot], *, keep: bool, serial: bool = False
     ) -> list[tuple[Slot, Exception]]:
-        """Put what is dirty or was changed in place; let all go, or keep.
-
-        Returns
-        -------
-        list
-            The slots that could not be put, and why. They stay, dirty.
-        """
+        # docstring inherited
         failed: list[tuple[Slot, Exception]] = []
+        down: list[errors.StoreError] = []
+        most = MOST_REFUSALS if serial else THREADS
 
         def write(slot: Slot) -> None:
+            if len(down) >= most:
+                failed.append((slot, down[-1]))  # it would wait for nothing as well
+                return
             try:
                 self._write(slot, keep=keep)
             except errors.ChestError as error:
                 failed.append((slot, error))
+                if isinstance(error, errors.StoreError):
+                    down.append(error)
+            else:
+                down.clear()
 
         small = [] if serial else [slot for slot in slots if slot.nbytes < LARGE]
         self._at_once(write, small)
@@ -131,7 +99,7 @@ class ObjectEngine(ObjectLedger):
     def _write(self, slot: Slot, *, keep: bool) -> None:
         """Put one value if that is needed, and let it go."""
         name = self._name(slot.key)
-        with self._key_lock(name):
+        with about(slot.key), self._key_lock(name):
             with self.lock:
                 if not slot.alive:
                     return  # replaced or removed meanwhile, which is dealt with there
@@ -233,21 +201,34 @@ class ObjectEngine(ObjectLedger):
             return None
         return None if is_over(entry) else slot
 
-    def _load(self, key: Hashable, *, admit: bool = True) -> Any:
-        """The value of *key*, from the store unless memory has what is there."""
-        return self._fetch(key, admit=admit)[0]
+    def _is_at_hand(self, key: Hashable) -> bool:
+        # docstring inherited
+        return self._valid(key) is not None
+
+    def _fetch_missed(self, keys: Sequence[Hashable]) -> None:
+        # docstring inherited
+        self._at_once(lambda key: self._fetch(key, report=False), keys)
 
     def _fetch(
-        self, key: Hashable, *, admit: bool = True, fresh: bool = False
+        self,
+        key: Hashable,
+        *,
+        admit: bool = True,
+        fresh: bool = False,
+        report: bool = True,
     ) -> tuple[Any, Stored]:
-        """`_load`, and the entry. *fresh*: not the object that memory has."""
+        """The value of *key* and its entry, from the store unless memory has what is there.
+
+        *fresh*: not the object that memory has. *report*: call the user's ``on_miss``.
+        """
         self._check_open()
         name, slot = self._name(key), self._slots.get(key)
         turn = self._turn(name)
         old = slot.entry if slot is not None and not slot.dirty else None
         known = old if isinstance(old, Stored) and not fresh else None
         began = time.perf_counter()
-        found = self._store.get(name, unless=known.etag if known else "")
+        with about(key):
+            found = self._store.get(name, unless=known.etag if known else "")
         if known and found and found.tag.etag == known.etag and not found.size:
             if not is_over(known):
                 with self.lock:
@@ -256,7 +237,8 @@ class ObjectEngine(ObjectLedger):
                         return self._values[key], known
             found = self._store.get(name)  # another thread has just let it go
         if found is not None and found.size > GONE_NBYTES:
-            self._settings.on_miss(key)
+            if report:
+                self._settings.on_miss(key)
             value, entry = self._open(key, name, found)
             if not is_over(entry):
                 entry.cost = entry.cost or time.perf_counter() - began
@@ -291,14 +273,11 @@ class ObjectEngine(ObjectLedger):
                 return self._values[key]  # another thread set it, or was quicker
             if self._closed or turn != self._turn(self._name(key)):
                 return value  # put or removed meanwhile: it is the caller's only
-            slot = memory.put(key, value, *weight, known)
-            slot.dirty, slot.entry = False, entry
-            slot.options = (entry.format, entry.mapped)
+            options = (entry.format, entry.mapped)
+            slot = memory.put_clean(key, value, weight, entry, known, options)
             slot.cost = entry.cost
             if is_readonly_array(value):
                 slot.fixed = True
-            if slot.nbytes > memory.budget:
-                memory.drop(slot)
         if memory.used > memory.budget:
             self.shrink()
         return value
@@ -312,7 +291,7 @@ class ObjectEngine(ObjectLedger):
     # -- the end -----------------------------------------------------------------------
 
     def _sync(self, *, keep: bool) -> None:
-        """Put everything; raise the first error after all the rest was put."""
+        # docstring inherited
         self._check_open()
         with self.lock:
             slots = self._memory.unwritten()
@@ -324,14 +303,6 @@ class ObjectEngine(ObjectLedger):
             slots = [each for each in self._memory.unwritten() if not each.inherited]
         self._raise_first(self._write_out(slots, keep=False, serial=serial))
 
-    @staticmethod
-    def _raise_first(failed: Sequence[tuple[Slot, Exception]]) -> None:
-        if failed:
-            error = failed[0][1]
-            if len(failed) > 1:
-                error.add_note(f"{len(failed) - 1} more values could not be put")
-            raise error
-
     def _release(self) -> None:
         """Give up memory, and a temporary folder."""
         lifetime.forget(self)
@@ -342,14 +313,6 @@ class ObjectEngine(ObjectLedger):
             self._store.remove_folder()
 
     # -- lifetime ----------------------------------------------------------------------
-
-    def before_fork(self) -> None:
-        """Wait until no thread is in the middle of a change."""
-        self.lock.acquire()
-
-    def after_fork_in_parent(self) -> None:
-        """Let the threads go on."""
-        self.lock.release()
 
     def after_fork_in_child(self) -> None:
         """Stop sharing locks; what is dirty is the parent's to put."""

@@ -6,17 +6,19 @@ locks, which way a handle may be used. Does not own: how values move (`engine`).
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NoReturn, TypeVar
 
 from chest import errors, expiry
 from chest.errors import short
 from chest.eviction import policy as make_policy
+from chest.keeper import Keeper
 from chest.memory import MemoryTier, Slot
 from chest.objects.naming import LONGEST, NAN, OWN, PICKLED, key_of, name_of
 from chest.objects.sealing import END_NBYTES, GONE_NBYTES, Sealer, Stored, untrusted
@@ -26,11 +28,12 @@ from chest.signing import Key
 from chest.stores import objects as stores
 from chest.stores.objects import Found, Listed, Tag
 
-__all__ = ["EXPIRING", "THREADS", "ObjectLedger", "is_over"]
+__all__ = ["EXPIRING", "THREADS", "WINDOW", "ObjectLedger", "about", "is_over"]
 
 log = logging.getLogger("chest")
 
 THREADS = 16  # requests at a time
+WINDOW = 2 * THREADS  # values got ahead of their turn, or put together
 LOCKS = 256  # of keys; two keys may share one
 EXPIRING = OWN + "expiring"  # an object that says that some values have a deadline
 
@@ -38,15 +41,13 @@ T = TypeVar("T")
 U = TypeVar("U")
 
 
-class ObjectLedger:
+class ObjectLedger(Keeper):
     """The keys of one handle: those that have an object, and those only in memory."""
 
-    path: str
-    lock: threading.RLock
+    _slots: dict[Hashable, Slot]
 
     def _start(self, address: str, options: Settings) -> None:
         """Open the store and take up work."""
-        self._closed = True
         self._settings = options
         self._temporary = False
         key = None if options.sign_key is None else Key(options.sign_key)
@@ -73,7 +74,7 @@ class ObjectLedger:
         self._slots, self._values = self._memory.slots, self._memory.values
         self._expiring = False  # whether a value here may have a deadline
         self._deadlines: dict[str, tuple[str, float | None]] = {}  # name → etag, end
-        self._spills = self._written = self._loaded = 0
+        self._spills = self._freed = self._written = self._loaded = 0
         self._written_nbytes = self._loaded_nbytes = 0
         self._savers: list[Any] = []
         self._pid = os.getpid()
@@ -136,11 +137,15 @@ class ObjectLedger:
         entry.until = time.monotonic() + self._settings.max_age
         return entry
 
+    def _look(self) -> None:
+        # docstring inherited
+        self._check_open()  # what others do is seen at each request
+
     # -- entries and listings ----------------------------------------------------------
 
     def _entry(self, key: Hashable, name: str) -> Stored | None:
         """The entry of *key*'s object, as it is now; None: there is none."""
-        found, entry = self._look(key, name)
+        found, entry = self._find(key, name)
         return None if found is None else entry
 
     def _is_there(self, key: Hashable, name: str) -> bool:
@@ -150,14 +155,15 @@ class ObjectLedger:
         except errors.CorruptError:
             return True  # reading it tells, and it can be deleted
 
-    def _look(self, key: Hashable, name: str) -> tuple[Found | None, Stored | None]:
+    def _find(self, key: Hashable, name: str) -> tuple[Found | None, Stored | None]:
         """What has the name: an object and its entry; None for it when it counts as none.
 
         That is, when it says that the key was removed, or its deadline has passed.
         """
         url, wanted = self._store.url(name), END_NBYTES
         while True:
-            found = self._store.get_end(name, wanted)
+            with about(key):
+                found = self._store.get_end(name, wanted)
             if found is None or found.size <= GONE_NBYTES:
                 return found, None
             entry = self._sealer.entry(found.data, found.size, key, url)
@@ -206,7 +212,7 @@ class ObjectLedger:
         def look(pair: tuple[Any, Listed]) -> tuple[str, float | None]:
             key, each = pair
             try:
-                found, entry = self._look(key, each.name)
+                found, entry = self._find(key, each.name)
             except (errors.CorruptError, errors.VersionError):
                 return each.etag, None  # reading it will tell
             if found is None or entry is None:
@@ -231,30 +237,30 @@ class ObjectLedger:
     def _keys_by_name(self) -> dict[str, Any]:
         """All keys by the names of their objects, in the order of these."""
         # First: what another thread puts meanwhile is in the listing, or here.
+        unput = self._unput()
+        named = {name: key for name, (key, _) in self._living().items()}
+        if not unput.keys() <= named.keys():
+            named = dict(sorted((named | unput).items()))
+        return named
+
+    def _unput(self) -> dict[str, Any]:
+        """The keys whose values were not put yet, by name."""
         load = _load_key if self._loads_keys else None
         with self.lock:
-            unput = [slot.key for slot in self._slots.values() if slot.dirty]
-        fresh = {name: key_of(name, load) for name in map(self._name, unput)}
-        named = {name: key for name, (key, _) in self._living().items()}
-        if not fresh.keys() <= named.keys():
-            named = dict(sorted((named | fresh).items()))
-        return named
+            dirty = [slot.key for slot in self._slots.values() if slot.dirty]
+        return {name: key_of(name, load) for name in map(self._name, dirty)}
 
     # -- many at a time ----------------------------------------------------------------
 
     def _at_once(self, work: Callable[[T], U], items: Sequence[T]) -> list[U]:
         """Do *work* for all, some at a time, and return what it returned."""
-        if len(items) < 2:
+        # At the interpreter's end no thread can be started any more.
+        if len(items) < 2 or not threading.main_thread().is_alive():
             return [work(each) for each in items]
         with ThreadPoolExecutor(min(THREADS, len(items))) as pool:
             return list(pool.map(work, items))
 
     # -- refusals ------------------------------------------------------------------------
-
-    def _check_open(self) -> None:
-        if self._closed:
-            msg = f"the chest at {self.path} is closed: open it again with Chest(path)"
-            raise errors.ClosedError(msg, path=self.path)
 
     def _check_writable(self) -> None:
         self._check_open()
@@ -266,6 +272,16 @@ class ObjectLedger:
     def _unsupported(self, what: str, way: str) -> NoReturn:
         msg = f"{self.path}: {what} is not to be had in an object store; {way}"
         raise errors.UnsupportedError(msg, path=self.path)
+
+
+@contextlib.contextmanager
+def about(key: Hashable) -> Iterator[None]:
+    """Have what the store refuses within the block name the key."""
+    try:
+        yield
+    except (errors.StoreError, errors.UnsupportedError) as error:
+        error.key = key
+        raise
 
 
 def is_over(entry: Stored) -> bool:

@@ -10,27 +10,26 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-import tempfile
-from collections.abc import Hashable, Iterable, Iterator, Mapping
+import time
+from collections.abc import Hashable, Iterable, Iterator
 from itertools import islice
-from types import MappingProxyType
 from typing import Any, NoReturn, Self
+from urllib.parse import quote
 
-from chest import errors, expiry, facts, reprs, settings, system
-from chest.face import Face
-from chest.formats.compressed import form_of
+from chest import errors, expiry, facts, reprs
+from chest.keeper import reopen
 from chest.memory import Options
 from chest.objects.atomic import MISSING, ObjectAtomic
 from chest.objects.engine import LARGE
-from chest.objects.ledger import THREADS
+from chest.objects.ledger import WINDOW, about
 from chest.objects.naming import OWN
 from chest.objects.sealing import GONE_NBYTES, Stored
-from chest.settings import Settings, check_word
+from chest.opening import temporary_folder
+from chest.settings import Settings
 from chest.stores.objects import forget_memory
 
 __all__ = ["ObjectChest", "open_chest"]
 
-WINDOW = 2 * THREADS  # values got ahead of their turn
 AHEAD_NBYTES = 8 * LARGE  # of them together, about
 
 # What a chest in a folder takes and this one does not, and its default.
@@ -38,7 +37,7 @@ FOLDER_ONLY = ("available_disk", "on_conflict", "umask")
 OWN_FORMAT = ("dump", "load", "open", "open_many", "mode", "key_to_filename")
 
 
-class ObjectChest(ObjectAtomic, Face):
+class ObjectChest(ObjectAtomic):
     """A dict with its values in memory under a byte budget, the rest in a bucket.
 
     Made by ``chest.Chest("s3://bucket/prefix")``; also ``gs://``, ``az://``,
@@ -88,7 +87,7 @@ class ObjectChest(ObjectAtomic, Face):
             self._memory.touch(key)
             with contextlib.suppress(KeyError):  # another thread has just let it go
                 return self._values[key]
-        return self._load(key)
+        return self._fetch(key)[0]
 
     def __setitem__(self, key: Hashable, value: Any) -> None:
         """Keep *value*; published at the next spill, flush or close."""
@@ -107,22 +106,7 @@ class ObjectChest(ObjectAtomic, Face):
         """``c[key] = value`` with options of the key's own; see `chest.Chest.set`."""
         if format == "zarr":
             self._no_folder("format='zarr'")
-        if format is not None:
-            check_word("format", format, ("pickle", "data"))
-        form = format or self._settings.format
-        if self._settings.trust == "data" and form == "pickle":
-            msg = "format='pickle' cannot be had with trust='data'"
-            raise ValueError(msg)
-        if compression is not None:
-            check_word("compression", compression, settings.WORDS["compression"])
-            if form != "pickle":
-                msg = f"compression= is for pickles, this key has format={form!r}"
-                raise ValueError(msg)
-            spelled = {"compression": compression}
-            format = settings.Spelled(form_of(compression), spelled)
-        if mapped is not None:
-            check_word("mapped", mapped, settings.WORDS["mapped"])
-        options = (format, "no" if mapped is False else mapped)
+        options = self._own_options(format, mapped, compression, ("pickle", "data"))
         if ttl is None:
             self._set(key, value, options)
         else:
@@ -147,11 +131,16 @@ class ObjectChest(ObjectAtomic, Face):
             job = self._job(key, value, options, nbytes=0)
             self._sealer.check_storable(job, self._store.url(name))
 
+    def _set_soon(self, key: Hashable, value: Any) -> None:
+        # docstring inherited
+        self._check_settable(key, value, None)
+        self._keep_in_memory(key, value)
+
     def __delitem__(self, key: Hashable) -> None:
         """Remove *key* for everyone, at once; its value is not read."""
         self._check_writable()
         name = self._name(key)
-        with self._key_lock(name):
+        with about(key), self._key_lock(name):
             slot = self._slots.get(key)
             there = self._is_there(key, name)
             if there:
@@ -208,91 +197,7 @@ class ObjectChest(ObjectAtomic, Face):
                 for slot in (*before, *clean):
                     self._memory.drop(slot)
 
-    def update(self, other: Any = (), /, overwrite: Any = True, **more: Any) -> None:
-        """Take over pairs, as ``dict.update`` does.
-
-        Parameters
-        ----------
-        other : Mapping or iterable of pairs
-        overwrite : bool
-            False keeps the values of keys that are there already. With any other value
-            than a bool, ``overwrite`` is a key like other keywords.
-        """
-        if not isinstance(overwrite, bool):
-            more["overwrite"], overwrite = overwrite, True
-        keyed = isinstance(other, Mapping) or hasattr(other, "keys")
-        if keyed:  # dict.update asks for keys(), whatever iteration gives
-            pairs = ((key, other[key]) for key in other.keys())  # noqa: SIM118
-        else:
-            pairs = other
-        for source in (pairs, more.items()):
-            for key, value in source:
-                if overwrite or key not in self:
-                    self[key] = value
-
-    def copy(self) -> Self:
-        """A new chest with the same pairs, in a temporary folder of this machine."""
-        new = self._like(None)
-        new.update(self)
-        return new
-
     # -- many keys ---------------------------------------------------------------------
-
-    def get_many(self, keys: Iterable[Hashable]) -> dict[Any, Any]:
-        """The values of those *keys* that are there, as a dict in the order of *keys*.
-
-        Sixteen at a time are asked for; values are not kept in memory.
-        """
-        return dict(self._pairs(keys))
-
-    def set_many(
-        self,
-        pairs: Mapping[Any, Any] | Iterable[tuple[Any, Any]],
-        *,
-        ttl: float | None = None,
-    ) -> None:
-        """Set many values and publish them, sixteen at a time; no transaction.
-
-        Parameters
-        ----------
-        pairs : Mapping or iterable of pairs
-        ttl : float, optional
-            Seconds after which all of them count as absent.
-
-        Raises
-        ------
-        EncodingError, StoreError
-            For the first value that could not be put; those that could are published.
-            With a *ttl* those that could not are as they were, else they stay in memory.
-        """
-        given = iter(pairs.items() if isinstance(pairs, Mapping) else pairs)
-        refused: list[errors.ChestError] = []
-        if ttl is not None:
-            end = expiry.deadline(ttl)
-
-            def put(pair: tuple[Any, Any]) -> None:
-                try:
-                    self._put(*pair, None, end)
-                except errors.ChestError as error:
-                    refused.append(error)
-
-            while some := dict(islice(given, WINDOW)):
-                self._at_once(put, [*some.items()])
-        named: dict[Hashable, None] = {}
-        for key, value in given:
-            try:
-                self._check_settable(key, value, None)
-            except errors.EncodingError as error:
-                refused.append(error)
-            else:
-                self._keep_in_memory(key, value)
-                named[key] = None
-        with self.lock:
-            slots = [self._slots[key] for key in named if key in self._slots]
-        failed = self._write_out(slots, keep=True)
-        if refused:
-            raise refused[0]
-        self._raise_first(failed)
 
     def delete_many(self, keys: Iterable[Hashable]) -> int:
         """Delete those *keys* that are there, for everyone.
@@ -332,33 +237,11 @@ class ObjectChest(ObjectAtomic, Face):
             if self._valid(key) is not None:
                 with contextlib.suppress(KeyError):  # another thread let it go
                     return self._values[key]
-            return self._load(key, admit=False)
+            return self._fetch(key, admit=False)[0]
         except KeyError:
             return MISSING
 
     # -- knowing -----------------------------------------------------------------------
-
-    @property
-    def available_memory(self) -> float:
-        """Budget of bytes for values in memory; may be set at any time."""
-        return self._memory.budget
-
-    @available_memory.setter
-    def available_memory(self, budget: float | str) -> None:
-        self._memory.budget = reprs.parse_bytes(
-            budget, option="available_memory", limit=system.memory_limit
-        )
-        self.shrink()
-
-    @property
-    def memory_usage(self) -> int:
-        """Bytes that the values in memory take; shared buffers count once."""
-        return self._memory.used
-
-    @property
-    def inmem(self) -> Mapping[Any, Any]:
-        """The values in memory, as a read-only mapping."""
-        return MappingProxyType(self._values)
 
     @property
     def max_age(self) -> float:
@@ -371,6 +254,7 @@ class ObjectChest(ObjectAtomic, Face):
 
         Tried once in a process, by five small requests.
         """
+        self._check_writable()
         return self._store.honours
 
     @property
@@ -418,7 +302,7 @@ class ObjectChest(ObjectAtomic, Face):
         KeyError
             There is no such key, or it was not put yet.
         """
-        found, entry = self._look(key, self._name(key))
+        found, entry = self._find(key, self._name(key))
         if found is None or entry is None:
             raise KeyError(key)
         return found.modified
@@ -427,43 +311,44 @@ class ObjectChest(ObjectAtomic, Face):
         """When each value was put; a request for each 1,000 keys."""
         return {key: each.modified for key, each in self._living().values()}
 
+    @property
+    def _identity(self) -> str:
+        """What tells this chest from others."""
+        return self.path
+
+    def _written_before(self, keys: Iterable[Any], seconds: float) -> list[Any]:
+        """Those that were computed, or else put, that long ago."""
+        now = time.time()
+
+        def age(key: Any) -> float:
+            found, entry = self._find(key, self._name(key))
+            if found is None or entry is None:
+                return -1.0
+            return now - (entry.made or found.modified)
+
+        wanted = [*keys]
+        ages = self._at_once(age, wanted)
+        old = zip(wanted, ages, strict=True)
+        return [key for key, each in old if each >= max(0.0, seconds)]
+
     def stats(self) -> facts.Stats:
         """Counts since this handle was opened, and the present state. Asks for a list."""
-        with self.lock:
-            dirty = sum(slot.dirty for slot in self._slots.values())
-        return facts.Stats(
-            keys=len(self),
-            in_memory=len(self._slots),
-            dirty=dirty,
-            memory_usage=self._memory.used,
-            available_memory=self._memory.budget,
-            stored_nbytes=self.stored_nbytes,
+        unput, live = self._unput(), self._living()
+        return self._stats(
+            keys=len(unput.keys() | live.keys()),
+            stored_nbytes=sum(each.size for _, each in live.values()),
             available_disk=float("inf"),
-            hits=self._memory.hits,
             misses=self._loaded,
-            spills=self._spills,
             writes=self._written,
             written_nbytes=self._written_nbytes,
             loads=self._loaded,
             loaded_nbytes=self._loaded_nbytes,
-            saved=sum(each.saved for each in self._savers),
+            compression=self._sealer.compression,
         )
 
-    def __repr__(self) -> str:
-        """One line, for which the store is not asked."""
-        if self._closed:
-            return f"<{type(self).__name__} at {self.path}: closed>"
-        used, budget = self._memory.used, self._memory.budget
-        memory = reprs.bytes_text(used)
-        memory += (
-            ", no limit"
-            if budget >= reprs.UNLIMITED
-            else (f" of {reprs.bytes_text(budget)}")
-        )
-        count = reprs.count_text(len(self._slots))
-        return f"<{type(self).__name__} at {self.path}: {count} in memory, {memory}>"
-
-    __str__ = __repr__
+    def _known_size(self) -> None:
+        # docstring inherited
+        return None
 
     def refresh(self) -> None:
         """Ask the store about every value in memory when it is next wanted."""
@@ -486,15 +371,9 @@ class ObjectChest(ObjectAtomic, Face):
         list of Problem
             Empty when all is well. Nothing is changed.
         """
-        steps: Iterable[tuple[str, Any]] = self._keys_by_name().items()
-        if progress:
-            from tqdm import tqdm
-
-            # No thread that outlives the bar.
-            bar: Any = type("Bar", (tqdm,), {"monitor_interval": 0})
-            steps = bar([*steps], desc="verify", unit="value", leave=False)
         problems = []
-        for name, key in steps:
+        named = [*self._keys_by_name().items()]
+        for name, key in reprs.shown(named, "verify", show=progress):
             found = self._store.get(name)
             if found is None or found.size <= GONE_NBYTES:
                 continue
@@ -536,6 +415,14 @@ class ObjectChest(ObjectAtomic, Face):
         """Not here: raises `UnsupportedError`."""
         self._unsupported("snapshot()", f"Chest({os.fspath(path)!r}).update(c) copies")
 
+    def array(self, key: Hashable) -> NoReturn:
+        """Not here: raises `UnsupportedError`."""
+        self._no_folder(f"array({errors.short(key)})")
+
+    def create(self, *args: Any, **options: Any) -> NoReturn:
+        """Not here: raises `UnsupportedError`."""
+        self._no_folder("create()")
+
     def store(self, *args: Any, **options: Any) -> NoReturn:
         """Not here: raises `UnsupportedError`."""
         self._no_folder("store()")
@@ -550,27 +437,6 @@ class ObjectChest(ObjectAtomic, Face):
         self._unsupported("trim()", "set ttl=, or have the bucket delete old objects")
 
     # -- lifetime ----------------------------------------------------------------------
-
-    def flush(self) -> None:
-        """Put every value that needs it, and empty the memory.
-
-        Raises
-        ------
-        EncodingError, StoreError
-            For the first value that could not be put; it stays in memory, and so do
-            others that failed (a note says how many). The rest is published.
-        """
-        self._sync(keep=False)
-
-    def sync(self) -> None:
-        """Put every value that needs it, and keep all in memory.
-
-        Raises
-        ------
-        EncodingError, StoreError
-            As `flush`.
-        """
-        self._sync(keep=True)
 
     def close(self) -> None:
         """Publish everything. Safe to call twice.
@@ -590,20 +456,16 @@ class ObjectChest(ObjectAtomic, Face):
 
     def drop(self) -> None:
         """Delete all objects of the chest, for everyone."""
+        if self._closed:
+            if not self._temporary:
+                reopen(type(self), self.path, self._settings).drop()
+            return
         self._check_writable()
         self.clear()
         self._store.delete([each.name for each in self._store.list(OWN)])
         self._store.remove_folder(only_empty=True)
         forget_memory(self.path)
         self._release()
-
-    def __enter__(self) -> Self:
-        self._check_open()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        """`close`."""
-        self.close()
 
     def __del__(self) -> None:
         """Put what is dirty; a value that cannot be put is logged."""
@@ -613,50 +475,21 @@ class ObjectChest(ObjectAtomic, Face):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Travel as address and options; what is dirty is put first."""
-        self._check_open()
         if self.path.startswith("memory:"):
             msg = f"{self.path} is in the memory of this process: it cannot be pickled"
             raise TypeError(msg)
-        if not self._settings.readonly:
-            self.sync()
-        return _reopen, (self.path, self._settings)
+        return super().__reduce__()
 
     def _like(self, path: Any) -> Self:
         """An empty chest with the same options, in a temporary folder."""
-        folder = "file://" + tempfile.mkdtemp(suffix=".chest")
+        folder = "file://" + quote(temporary_folder())
         trust = "any" if self._settings.trust == "owner" else self._settings.trust
         options = dataclasses.replace(
             self._settings, readonly=False, trust=trust, storage=None
         )
-        new = type(self).__new__(type(self))
-        new._start(folder, options)
+        new = reopen(type(self), folder, options)
         new._temporary = True
         return new
-
-    # -- names of chest 1.x ------------------------------------------------------------
-
-    def prefetch(self, keys: Any) -> None:
-        """Read a key, or each of a list of keys, into memory."""
-        wanted = keys if isinstance(keys, list | set | frozenset) else [keys]
-        self._at_once(self._load, [key for key in wanted if self._valid(key) is None])
-
-    def move_to_disk(self, key: Hashable) -> None:
-        """Put the value of *key* and let it go from memory."""
-        slot = self._slots.get(key)
-        if slot is None:
-            if key not in self:
-                raise KeyError(key)
-            return
-        self._raise_first(self._write_out([slot], keep=False))
-
-    def get_from_disk(self, key: Hashable) -> None:
-        """Read the value of *key* into memory; nothing when it is there."""
-        if self._valid(key) is None:
-            self._load(key)
-
-    def write_keys(self) -> None:
-        """`sync`."""
-        self.sync()
 
 
 def open_chest(address: str, options: dict[str, Any]) -> ObjectChest:
@@ -678,17 +511,7 @@ def open_chest(address: str, options: dict[str, Any]) -> ObjectChest:
         raise ValueError(msg)
     if options.get("available_memory", "") is None:
         del options["available_memory"]
-    new = ObjectChest.__new__(ObjectChest)
-    new._closed = True
-    new._start(address, Settings(**options))
+    new = reopen(ObjectChest, address, Settings(**options))
     if data is not None:
         new.update(data)
-    return new
-
-
-def _reopen(address: str, options: Settings) -> ObjectChest:
-    """Open a chest that travelled as address and options."""
-    new = ObjectChest.__new__(ObjectChest)
-    new._closed = True
-    new._start(address, options)
     return new

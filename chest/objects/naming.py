@@ -150,7 +150,10 @@ def _cut(part: str) -> str:
     if len(part) <= LONGEST_PART:
         return part
     starts = range(0, len(part), LONGEST_PART)
-    return "!/".join(part[start : start + LONGEST_PART] for start in starts)
+    *pieces, last = (part[start : start + LONGEST_PART] for start in starts)
+    if last in (".", ".."):  # no name, but a folder and the one above it
+        last = f"!2E{last[1:]}"
+    return "!/".join([*pieces, last])
 
 
 def _foreign(name: str) -> ValueError:

@@ -29,9 +29,9 @@ import msgspec
 import xxhash
 
 from chest import errors, keys, system
-from chest.formats.compressed import AUTO, WORTH, Compressed, NotWorthIt, form_of
+from chest.formats.compressed import dump_if_it_pays, form_of, ratio
 from chest.objects.naming import named, text_of
-from chest.protocols import Buffer, Format, NeedsPrivateMap, Receipt, Source
+from chest.protocols import Buffer, Format, NeedsPrivateMap, Source
 from chest.records import Entry
 from chest.settings import Spelled
 from chest.signing import Key
@@ -159,9 +159,13 @@ class Sealer:
         EncodingError
             The value cannot be written.
         """
-        sink = _Sink(url)
+        sink, name, key = _Sink(url), job.format, keys.text(job.key)
+        if name == "pickle" and not isinstance(name, Spelled):
+            name = self._compressed
         try:
-            form, receipt = self._dump(job, sink)
+            form, receipt = dump_if_it_pays(
+                self._formats, name, job.value, sink, key=key, file_id=job.file_id
+            )
         except errors.EncodingError as error:
             error.key, error.path = job.key, url
             raise
@@ -170,7 +174,7 @@ class Sealer:
             text,
             size=len(sink.data),
             digest=receipt.digest,
-            format=form,
+            format=form.name,
             file_id=job.file_id,
             nbytes=job.nbytes,
             cost=round(job.cost, 6),
@@ -180,6 +184,11 @@ class Sealer:
             made=job.made,
         )
         return self._closed(sink.data, entry, named(text))
+
+    @property
+    def compression(self) -> float:
+        """Bytes before compression over those after, of what was compressed; or 1."""
+        return ratio(self._formats)
 
     def amend(self, data: memoryview, entry: Stored, name: str) -> Sealed:
         """The object that *data* is, with another entry."""
@@ -193,26 +202,6 @@ class Sealer:
         """Raise EncodingError for what the format "data" refuses."""
         if job.format == "data":
             self.seal(job, url)
-
-    def _dump(self, job: Job, sink: _Sink) -> tuple[str, Receipt]:
-        """Write the value in the format that was asked for, or that pays."""
-        name, text = job.format, keys.text(job.key)
-        if name == "pickle" and not isinstance(name, Spelled):
-            name = self._compressed
-        if name == AUTO:
-            form = self._formats[form_of("zstd")]
-            assert isinstance(form, Compressed)
-            try:
-                receipt = form.dump(
-                    job.value, sink, key=text, file_id=job.file_id, worth=WORTH
-                )
-            except NotWorthIt:
-                sink.restart()
-                name = "pickle"
-            else:
-                return form.name, receipt
-        plain = self._formats[str(name)]
-        return plain.name, plain.dump(job.value, sink, key=text, file_id=job.file_id)
 
     def _closed(self, data: bytearray, entry: Stored, name: str) -> Sealed:
         """Append the entry and the signature."""

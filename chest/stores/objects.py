@@ -38,6 +38,11 @@ __all__ = [
 
 TIMEOUT = 15.0  # seconds for which a request is tried again
 CONNECT, LONGEST_REQUEST = 5, 3600  # seconds
+# The clock for an answer runs while a body is sent: at 15 s it would want 32 Mbit/s of a
+# large put, of which twelve parts of 5 MiB go at a time.
+LONGEST_PUT = 300  # seconds for one part
+LARGE_PUT = 64 << 10  # bytes
+DOWN = "error sending request"  # of the message that nobody answers
 MOST_RETRIES = 6
 PAGE = 1000  # names in one answer, and deletions in one request
 PROBE = ".chest/probe-"  # begins the names of objects that are put to see what holds
@@ -82,6 +87,8 @@ class ObjectStore:
     address : str
     opened : object
         obstore's store.
+    patient : object, optional
+        The same, which waits longer for an answer: for large puts.
 
     Notes
     -----
@@ -89,9 +96,10 @@ class ObjectStore:
     and raises `StoreError` when the store refuses or does not answer.
     """
 
-    def __init__(self, address: str, opened: Any) -> None:
+    def __init__(self, address: str, opened: Any, patient: Any = None) -> None:
         self.address = address
         self._store = opened
+        self._patient = patient or opened
 
     # -- whole objects -----------------------------------------------------------------
 
@@ -121,20 +129,23 @@ class ObjectStore:
         """The last bytes of an object; None when there is none. One request, or two."""
         import obstore
 
+        def part(wanted: Any) -> Found:
+            result = obstore.get(self._store, name, options={"range": wanted})
+            return _found(result.meta, result.bytes())
+
         with self._asking(name):
             try:
                 try:
-                    wanted: Any = {"suffix": nbytes}
-                    result = obstore.get(self._store, name, options={"range": wanted})
-                    return _found(result.meta, result.bytes())
-                except (obstore.exceptions.BaseError, NotImplementedError):
+                    return part({"suffix": nbytes})
+                except (obstore.exceptions.BaseError, NotImplementedError) as error:
+                    if DOWN in str(error):
+                        raise
                     # The store knows no such range, or the object is empty.
                     meta = obstore.head(self._store, name)
-                    if not meta["size"]:
+                    size = meta["size"]
+                    if not size:
                         return _found(meta, b"")
-                    wanted = (max(0, meta["size"] - nbytes), meta["size"])
-                    result = obstore.get(self._store, name, options={"range": wanted})
-                    return _found(result.meta, result.bytes())
+                    return part((max(0, size - nbytes), size))
             except FileNotFoundError as error:
                 _check_bucket(error)
                 return None
@@ -147,50 +158,32 @@ class ObjectStore:
         import obstore
 
         with self._asking(name):
-            return self._tag_of(name, obstore.put(self._store, name, data))
+            return self._tag_of(name, obstore.put(self._for(data), name, data))
 
     def create(self, name: str, data: bytes | bytearray) -> Tag | None:
         """Put an object if none has the name; None: one has."""
-        import obstore
-
         self._check(create=True)
-        with self._asking(name):
-            try:
-                result = obstore.put(self._store, name, data, mode="create")
-            except (
-                obstore.exceptions.AlreadyExistsError,
-                obstore.exceptions.PreconditionError,
-            ):
-                return None
-            return self._tag_of(name, result)
+        return self._put_if(name, data, "create")
 
     def replace(self, name: str, data: bytes | bytearray, tag: Tag) -> Tag | None:
         """Put an object in the place of the one with that tag; None: it is another."""
-        import obstore
-
         bare = self._check(create=False)
-        with self._asking(name):
-            try:
-                mode = _condition(tag, bare=bare)
-                result = obstore.put(self._store, name, data, mode=mode)
-            except obstore.exceptions.PreconditionError:
-                return None
-            except FileNotFoundError as error:
-                _check_bucket(error)
-                return None
-            return self._tag_of(name, result)
+        return self._put_if(name, data, _condition(tag, bare=bare))
 
     def delete(self, names: Sequence[str]) -> None:
         """Remove objects; those that are not there are passed over. O(names / 1000)."""
         import obstore
 
-        # A folder refuses the whole list when one of it is missing.
-        one_by_one = type(self._store).__name__ == "LocalStore"
-        step = 1 if one_by_one else PAGE
-        for start in range(0, len(names), step):
-            some: Any = list(names[start : start + step])
-            with self._asking(some[0]), contextlib.suppress(FileNotFoundError):
-                obstore.delete(self._store, some)
+        for start in range(0, len(names), PAGE):
+            some: Any = list(names[start : start + PAGE])
+            with self._asking(some[0]):
+                try:
+                    obstore.delete(self._store, some)
+                except FileNotFoundError:
+                    # Some stores give the whole list up when one of it is missing.
+                    for name in some:
+                        with contextlib.suppress(FileNotFoundError):
+                            obstore.delete(self._store, name)
 
     def list(self, prefix: str = "") -> Iterator[Listed]:
         """The objects whose names begin so, in no order. O(objects / 1000) requests."""
@@ -289,6 +282,29 @@ class ObjectStore:
 
     # -- steps -------------------------------------------------------------------------
 
+    def _put_if(self, name: str, data: bytes | bytearray, mode: Any) -> Tag | None:
+        """Put an object on a condition; None: it did not hold."""
+        import obstore
+
+        with self._asking(name):
+            try:
+                result = obstore.put(self._for(data), name, data, mode=mode)
+            except (
+                obstore.exceptions.AlreadyExistsError,
+                obstore.exceptions.PreconditionError,
+            ):
+                return None
+            except FileNotFoundError as error:
+                if mode == "create":
+                    raise
+                _check_bucket(error)
+                return None
+            return self._tag_of(name, result)
+
+    def _for(self, data: bytes | bytearray) -> Any:
+        """The store of obstore for a put of so many bytes."""
+        return self._patient if len(data) > LARGE_PUT else self._store
+
     def _tag_of(self, name: str, result: Any) -> Tag:
         """The tag of what was put just now."""
         if not result["e_tag"]:  # some servers do not tell it of what came in parts
@@ -307,7 +323,12 @@ class ObjectStore:
             yield
         except errors.ChestError:
             raise
-        except (obstore.exceptions.BaseError, OSError, NotImplementedError) as error:
+        except (
+            obstore.exceptions.BaseError,
+            OSError,
+            ValueError,
+            NotImplementedError,
+        ) as error:
             raise _refused(error, self.url(name)) from error
 
 
@@ -374,14 +395,32 @@ def open_store(
         raise errors.MissingDependency(msg, path=address) from error
     check_process(address)
     address = address.rstrip("/") if not address.endswith("://") else address
+    _check_address(address)
     try:
-        opened = _opened(address, options, timeout, readonly=readonly)
+        opened, patient = _opened(address, options, timeout, readonly=readonly)
     except (obstore.exceptions.BaseError, TypeError, ValueError) as error:
         msg = f"{address} cannot be opened: {_line(error)}"
         raise ValueError(msg) from error
-    store = ObjectStore(address, opened)
+    store = ObjectStore(address, opened, patient)
     next(store.list(".chest/"), None)
     return store
+
+
+def _check_address(address: str) -> None:
+    """Refuse what would be passed over, or shown and pickled though it is secret."""
+    if urlsplit(address).password is not None:
+        msg = (
+            "an address cannot carry a password: pass storage=, or set the environment"
+        )
+        raise ValueError(msg)
+    for mark in "?#":
+        if mark in address:
+            msg = (
+                f"{address}: what comes after {mark!r} would be passed over, so that two "
+                f"addresses were one place; write %{ord(mark):02X} for it, or choose "
+                f"another prefix"
+            )
+            raise ValueError(msg)
 
 
 def _opened(
@@ -390,15 +429,15 @@ def _opened(
     timeout: float | None,
     *,
     readonly: bool,
-) -> Any:
-    """The store of obstore of an address."""
+) -> tuple[Any, Any]:
+    """The stores of obstore of an address: for answers, and for large puts."""
     from obstore.store import LocalStore, MemoryStore, from_url
 
     parts = urlsplit(address)
     if parts.scheme == "memory":
         if address == "memory://":
-            return MemoryStore()
-        return _memories.setdefault(address, MemoryStore())
+            return MemoryStore(), None
+        return _memories.setdefault(address, MemoryStore()), None
     if parts.scheme == "file":
         path = unquote(parts.path)
         if parts.netloc or not path:
@@ -409,7 +448,7 @@ def _opened(
         elif not os.path.isdir(path):
             msg = f"{address}: there is no such folder, and with readonly=True none is made"
             raise errors.StoreError(msg, path=address, errno=errno.ENOENT)
-        return LocalStore(path)
+        return LocalStore(path), None
     given = dict(options)
     seconds = TIMEOUT if timeout is None else timeout
     client = {
@@ -419,7 +458,7 @@ def _opened(
     }
     if _is_plain_http(given):
         client["allow_http"] = True  # type: ignore[assignment]
-    client |= given.pop("client_options", {})
+    wanted = given.pop("client_options", {})
     retry = {
         "max_retries": MOST_RETRIES,
         "retry_timeout": timedelta(seconds=seconds),
@@ -429,7 +468,12 @@ def _opened(
             "base": 2,
         },
     } | given.pop("retry_config", {})
-    return from_url(address, client_options=client, retry_config=retry, **given)
+    given |= {"retry_config": retry}
+    patience = {"read_timeout": timedelta(seconds=max(LONGEST_PUT, seconds))}
+    return (
+        from_url(address, client_options=client | wanted, **given),
+        from_url(address, client_options=client | patience | wanted, **given),
+    )
 
 
 def _is_plain_http(options: Mapping[str, Any]) -> bool:
@@ -478,12 +522,14 @@ _HINTS: Sequence[tuple[str, str]] = (
      "AWS_SECRET_ACCESS_KEY, or pass storage="),
     ("metadata.google", "no credentials were found: set GOOGLE_APPLICATION_CREDENTIALS, "
      "or pass storage="),
+    ("object with invalid path", "others keep something there whose name no listing of "
+     "obstore's takes: remove it, or use a prefix of the chest's own"),
     ("NoSuchBucket", "there is no such bucket: make it first, or correct the address"),
     ("ContainerNotFound", "there is no such container: make it first"),
     ("404 Not Found", "there is no such bucket: make it first, or correct the address"),
     ("403 Forbidden", "these credentials are not allowed to"),
     ("401 Unauthorized", "these credentials are not known there"),
-    ("error sending request", "it does not answer: is the endpoint right, does it run?"),
+    (DOWN, "it does not answer: is the endpoint right, does it run?"),
     ("URL scheme is not allowed", "an endpoint with http:// needs "
      "storage={'client_options': {'allow_http': True}}"),
 )  # fmt: skip
