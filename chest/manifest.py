@@ -33,6 +33,7 @@ import logging
 import os
 import re
 import secrets
+import threading
 from collections.abc import (
     Callable,
     Hashable,
@@ -124,6 +125,7 @@ class Manifest(LogFile):
         self.seen = 0
         self._position = self.generation = self._start = self._first = 0
         self._opening = 0  # how often the log was opened
+        self._reading = 0  # the thread that applies records
         try:
             with folder.refusals(self.path, "could not be read"):
                 self._register()
@@ -435,6 +437,8 @@ class Manifest(LogFile):
 
     def _reread(self) -> Index:
         """The index made from the log alone: the checkpoint is damaged."""
+        if self._reading == threading.get_ident():
+            raise _Lost  # else what follows would be applied to what has seen it already
         log.info("%s is damaged; the log is read instead", self._home.join(INDEX))
         lost, shown = self._growing, self.index
         changed, reloaded = {*self.changed}, self.reloaded
@@ -455,12 +459,7 @@ class Manifest(LogFile):
         self.id, self.generation = secrets.token_hex(8), 0
         self.index = self._growing = Index()
         self.word, self.seen, self._position = Unmapped(), 0, size
-        for key, name in pairs:
-            entry = Entry(keys.encode(key), self.index.next_birth(), name)
-            entry.format = self._legacy_format
-            with contextlib.suppress(FileNotFoundError):  # reported when it is read
-                entry.size = os.stat(self._home.join(name)).st_size
-            self.index.apply(key, entry)
+        _take_over(pairs, self.index, self._home, self._legacy_format)
         if not self.readonly:
             self._lock()
             try:
@@ -480,14 +479,23 @@ class Manifest(LogFile):
                 self._reopen()
             return size < self._position
         data = system.read_all(self._fd, self._position, size - self._position)
-        start = self._take_plain(data, 0)
-        while (end := data.find(b"\n", start)) >= 0:
-            if not self._take(data[start:end]):
-                self._check_torn(data, start, end)
-                break
-            start = self._take_plain(data, end + 1)
-        else:
-            self._check_newline(data[start:])
+        self._reading = threading.get_ident()
+        try:
+            start = self._take_plain(data, 0)
+            while (end := data.find(b"\n", start)) >= 0:
+                if not self._take(data[start:end]):
+                    self._check_torn(data, start, end)
+                    break
+                start = self._take_plain(data, end + 1)
+            else:
+                self._check_newline(data[start:])
+        except _Lost:
+            self._reading = 0
+            self._growing.lose_base()  # which reads all that there is
+            self.reloaded = True
+            return True
+        finally:
+            self._reading = 0
         self._position += start
         return start > 0
 
@@ -584,6 +592,10 @@ class Manifest(LogFile):
         self.reloaded = True
 
 
+class _Lost(Exception):
+    """The checkpoint turned out to be damaged while records were applied."""
+
+
 class _Exclusive:
     """`Manifest.enter` and `Manifest.leave` as a ``with`` block."""
 
@@ -597,6 +609,17 @@ class _Exclusive:
 
     def __exit__(self, *exception: object) -> None:
         self._manifest.leave()
+
+
+def _take_over(
+    pairs: list[tuple[Hashable, str]], index: Index, home: folder.Folder, form: str
+) -> None:
+    """Let (key, name of a file) of chest 0.2.3 live in *index*."""
+    for key, name in pairs:
+        entry = Entry(keys.encode(key), index.next_birth(), name, format=form)
+        with contextlib.suppress(FileNotFoundError):  # reported when it is read
+            entry.size = os.stat(home.join(name)).st_size
+        index.apply(key, entry)
 
 
 def _records(
