@@ -21,7 +21,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from chest import errors
-from chest.core import Chest, _reopen
+from chest.core import Chest
+from chest.keeper import reopen
 from chest.memo import flights
 
 if TYPE_CHECKING:
@@ -170,4 +171,4 @@ def _open_there(kind: type[Chest], path: str, options: Settings) -> Chest:
     """Open a chest of another machine, perhaps; none is made here in its place."""
     if "://" not in path and not os.path.isdir(path):
         raise FileNotFoundError(path)
-    return _reopen(kind, path, options)
+    return reopen(kind, path, options)

@@ -367,6 +367,37 @@ def test_a_checkpoint_that_is_lost_moves_no_key_that_is_not_published(
         assert list(c) == [*MANY, "first", "second"]
 
 
+@pytest.mark.parametrize("publish", ["each", "packs", "tombstones"])
+def test_a_damaged_checkpoint_hinders_nobody_who_reads_what_others_published(
+    publish: str, chest_dir: Path
+) -> None:
+    with Chest({f"k{i}": [i] for i in range(1000)}, chest_dir) as c:
+        c.sync()
+    with Chest(chest_dir) as c, Chest(chest_dir) as other:
+        file = chest_dir / INDEX
+        data = bytearray(file.read_bytes())
+        for at in range(len(data) // 2, len(data) * 9 // 10, 256):
+            data[at] ^= 1  # where keys are looked up, which opening did not touch
+        file.write_bytes(data)  # in place: both have it mapped
+        for number in range(4):
+            if publish == "each":
+                other[f"new{number}"] = number
+                other.sync()
+                del other[f"new{number - 1}" if number else "k7"]
+            elif publish == "packs":
+                other.set_many({f"{number}-{i}": i for i in range(70)})
+                other.set_many({f"k{i}": number for i in range(70)})
+            else:
+                other.delete_many([f"k{10 * number + i}" for i in range(10)])
+        assert dict(c) == dict(other)
+        assert list(c) == list(other)
+        assert c._manifest.index.packs.keys() == other._manifest.index.packs.keys()
+        expected = dict(other)
+        c["after"] = expected["after"] = 1
+        c.sync()
+        check_all_agree(c, expected, other)
+
+
 def test_a_damaged_checkpoint_is_no_hindrance_to_a_compaction(chest_dir: Path) -> None:
     with Chest(MANY, chest_dir) as c:
         c.flush()
