@@ -6,7 +6,8 @@ are measured (`benchmarks.small`).
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 __all__ = ["PREFIX", "tables"]
@@ -14,13 +15,18 @@ __all__ = ["PREFIX", "tables"]
 PREFIX = "rows_"  # how the names of these workloads begin
 
 
-def tables(rows: Iterable[dict[str, Any]]) -> str:
+def tables(
+    rows: Iterable[dict[str, Any]],
+    stopped: Mapping[tuple[str, str], str] = MappingProxyType({}),
+) -> str:
     """The rows of written runs as reStructuredText: a table a figure, a line a rival.
 
     Parameters
     ----------
     rows : iterable of dict
         Of all workloads; those whose name begins with `PREFIX` are taken.
+    stopped : mapping of (workload, rival) to str
+        What to say of those that took too long.
 
     Returns
     -------
@@ -41,7 +47,10 @@ def tables(rows: Iterable[dict[str, Any]]) -> str:
         lines += [f".. csv-table:: {figure}", "   :header-rows: 1", ""]
         head = ["rival", *(f"``{name}``" for name in columns)]
         body = [
-            [rival, *(cells.get(name, "–") for name in columns)]
+            [
+                rival,
+                *(cells.get(n, stopped.get((n, rival), "–")) for n in columns),
+            ]
             for rival, cells in by_rival.items()
         ]
         lines += [

@@ -243,9 +243,13 @@ class Case:
         """Small pairs for this rival."""
         return max(self.sizes.keys // self.rival.slow, 10)
 
-    def count(self, pairs: int) -> int:
-        """So many of *pairs* for this rival: a slow one would take minutes."""
-        most = SLOW_PAIRS if self.rival.slow > 1 else self.sizes.opened[-1]
+    def count(self, pairs: int, *, limited: bool = False) -> int:
+        """So many of *pairs* for this rival: a slow one would take minutes.
+
+        Where the time is *limited* it gets as many as the others.
+        """
+        slow = self.rival.slow > 1 and not limited
+        most = SLOW_PAIRS if slow else self.sizes.opened[-1]
         return min(pairs, most, self.sizes.opened[-1])
 
     def inside(self, folder: str) -> Case:
@@ -286,6 +290,9 @@ class Workload:
         Repetitions when none are asked for.
     alone : bool
         Each repetition in a process of its own.
+    limit : float, optional
+        Seconds that one repetition may take, in a process of its own; whoever takes
+        longer is stopped, and the table says so. Slow rivals get as many keys as all.
     clean : bool
         Folders go after each repetition, instead of at the end. Deleting many files
         makes creating them slow for a long while, keeping many bytes fills the disk.
@@ -303,5 +310,6 @@ class Workload:
     needs: tuple[str, ...] = ()
     repeat: int = 5
     alone: bool = False
+    limit: float | None = None
     clean: bool = False
     asked: bool = False

@@ -197,7 +197,7 @@ def table(workload: Workload, found: Sequence[Row], outcomes: Iterable[Outcome])
     found : sequence of Row
         What `rows` made.
     outcomes : iterable of Outcome
-        For the lines about rivals skipped or failed.
+        For the lines about rivals skipped, failed or stopped.
 
     Returns
     -------
@@ -221,6 +221,8 @@ def table(workload: Workload, found: Sequence[Row], outcomes: Iterable[Outcome])
             lines.append(f"  {outcome.rival} skipped: {outcome.skipped}")
         if outcome.failed:
             lines.append(f"  {outcome.rival} FAILED: {outcome.failed}")
+        if outcome.stopped:
+            lines.append(f"  {outcome.rival} {outcome.stopped}")
     return "\n".join(lines) + "\n"
 
 
@@ -283,6 +285,15 @@ def written(*sources: Path) -> list[dict[str, Any]]:
     return [row for rows in by_workload.values() for row in rows]
 
 
+def stopped(*sources: Path) -> dict[tuple[str, str], str]:
+    """(workload, rival) → that it took too long; as `written`."""
+    found: dict[tuple[str, str], str] = {}
+    for source in sources:
+        for each in json.loads(source.read_text(encoding="utf-8"))["outcomes"]:
+            found[each["workload"], each["rival"]] = each.get("stopped", "")
+    return {pair: text for pair, text in found.items() if text}
+
+
 def pages(*sources: Path) -> str:
     """Written JSON files as reStructuredText, one table per figure.
 
@@ -319,7 +330,7 @@ def pages(*sources: Path) -> str:
         for cells in [head, *(_page_cells(row, bases) for row in panel)]:
             lines.append("   " + ",".join(f'"{cell}"' for cell in cells))
         lines.append("")
-    small = matrix.tables(found)
+    small = matrix.tables(found, stopped(*sources))
     return "\n".join([*lines, small] if small else lines)
 
 

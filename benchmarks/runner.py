@@ -10,9 +10,9 @@ import importlib.util
 import os
 import shutil
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from multiprocessing import get_context
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 from benchmarks import arrays as arrays  # enters its workloads
@@ -23,7 +23,9 @@ from benchmarks.plan import Case, Figures, Sizes, Workload
 from benchmarks.rivals import RIVALS
 from benchmarks.workloads import WORKLOADS
 
-__all__ = ["Outcome", "run"]
+__all__ = ["Outcome", "in_a_process", "run"]
+
+Told = tuple[Figures | None, str]  # what was measured; or the error
 
 
 @dataclass(slots=True)
@@ -40,6 +42,8 @@ class Outcome:
         Why it did not take part; empty when it did.
     failed : str
         The error that ended it; empty when none did.
+    stopped : str
+        That it took longer than the workload's limit; empty when it did not.
     """
 
     workload: str
@@ -47,6 +51,7 @@ class Outcome:
     samples: list[Figures] = field(default_factory=list)
     skipped: str = ""
     failed: str = ""
+    stopped: str = ""
 
 
 def run(
@@ -84,7 +89,7 @@ def run(
     list of Outcome
         One per rival of the workload, also of those skipped or failed.
     """
-    apart = fair and workload.alone
+    apart = fair and (workload.alone or workload.limit is not None)
     root = folder / workload.name
     outcomes = [
         Outcome(workload.name, name, skipped=_absence(workload, name))
@@ -100,7 +105,7 @@ def run(
         for repetition in range(repeat):
             for outcome in outcomes:
                 tick(f"{workload.name}: {outcome.rival}")
-                if not (outcome.skipped or outcome.failed):
+                if not (outcome.skipped or outcome.failed or outcome.stopped):
                     if fair and workload.clean:
                         # What is still unwritten would be written on our time.
                         os.sync()
@@ -147,15 +152,67 @@ def _attempt(
 ) -> Figures | None:
     """Run *step*, here or in a process of its own; note its failure."""
     arguments = (outcome.workload, outcome.rival, sizes, home)
+    if not apart:
+        figures, outcome.failed = _outcome(step, arguments)
+        return figures
+    limit = WORKLOADS[outcome.workload].limit if step is _measure else None
+    told = in_a_process(step, arguments, limit)
+    if told is None:
+        outcome.stopped = f"not finished in {limit:g} s"
+        return None
+    figures, outcome.failed = told
+    return figures
+
+
+def in_a_process(
+    step: Callable[..., Figures | None],
+    arguments: Sequence[object],
+    limit: float | None,
+) -> Told | None:
+    """What *step* gave, or its error, in a process of its own; None: it took longer.
+
+    Parameters
+    ----------
+    step : callable
+        Of a module that can be imported.
+    arguments : sequence
+        Picklable.
+    limit : float or None
+        Seconds after which the process is killed.
+    """
+    context = get_context("spawn")
+    ours, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=_tell, args=(theirs, step, arguments))
+    process.start()
+    theirs.close()
     try:
-        if not apart:
-            return step(*arguments)
-        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-            return pool.submit(step, *arguments).result()
+        if not ours.poll(limit):
+            return None
+        told: Told = ours.recv()
+    except EOFError:
+        process.join()
+        told = None, f"its process ended with {process.exitcode}"
+    finally:
+        process.kill()
+        process.join()
+        process.close()
+        ours.close()
+    return told
+
+
+def _tell(
+    pipe: Connection, step: Callable[..., Figures | None], arguments: Sequence[object]
+) -> None:
+    """In the process: say how it ended."""
+    pipe.send(_outcome(step, arguments))
+
+
+def _outcome(step: Callable[..., Figures | None], arguments: Sequence[object]) -> Told:
+    try:
+        return step(*arguments), ""
     except Exception as error:  # noqa: BLE001
         # Any rival may fail in any way; that is a row of the table, not the end.
-        outcome.failed = f"{type(error).__name__}: {error}"
-        return None
+        return None, f"{type(error).__name__}: {error}"
 
 
 def _prepare(workload: str, rival: str, sizes: Sizes, home: Path) -> None:

@@ -146,10 +146,9 @@ class Base:
             if slots[at] == tag:
                 high = slots[at + 3]
                 if high < ALONE_HIGH:
-                    batch = self.batches[high]
-                    # Where the other text ends need not be asked: no JSON text of a str
-                    # begins another.
-                    if (batch.block or batch.load()).startswith(text, slots[at + 1]):
+                    batch, start = self.batches[high], slots[at + 1]
+                    block = batch.block or batch.load()
+                    if block[start : start + len(text)] == text:
                         return Packed(batch, slots[at + 2])
                 else:
                     entry = self._record(high << 32 | slots[at + 2])
@@ -184,8 +183,11 @@ class Base:
             which[packed], places[packed], starts[packed]
         ):
             batch = self.batches[number]
-            block, asked = batch.block or batch.load(), [texts[each] for each in here]
-            there = [*map(block.startswith, asked, begin)]
+            block, asked = batch.block or batch.load(), map(texts.__getitem__, here)
+            there = [
+                block[start : start + len(text)] == text
+                for start, text in zip(begin, asked, strict=True)
+            ]
             if not all(there):
                 again += itertools.compress(here, map(operator.not_, there))
                 here, at = (itertools.compress(each, there) for each in (here, at))

@@ -25,9 +25,20 @@ import xxhash
 
 from chest import keys
 from chest.records import Entry
+from chest.system import FileMap
 
-__all__ = ["Batch", "Columns", "Packed", "dead_bits", "dead_places", "index_of"]
+__all__ = [
+    "Batch",
+    "Block",
+    "Columns",
+    "Packed",
+    "Tally",
+    "dead_bits",
+    "dead_places",
+    "index_of",
+]
 
+Block = bytes | FileMap  # the index of a batch: read, or where it lies
 _digest = xxhash.xxh3_64_intdigest
 
 
@@ -81,6 +92,23 @@ class Columns:
         self.made = max(self.made, made)
 
 
+class Tally:
+    """What the batches of one pack come to.
+
+    Attributes
+    ----------
+    count, dead : int
+        Their values, and how many of those are not live.
+    nbytes : int
+        Bytes of all values, live or not.
+    """
+
+    __slots__ = ("count", "dead", "nbytes")
+
+    def __init__(self) -> None:
+        self.count = self.dead = self.nbytes = 0
+
+
 class Batch:
     """What one publication put into a pack.
 
@@ -88,7 +116,7 @@ class Batch:
     ----------
     record : Entry
         The manifest's.
-    block : bytes, optional
+    block : Block, optional
         The batch's index.
     fetch : callable, optional
         Reads it when it is first needed.
@@ -100,7 +128,7 @@ class Batch:
         deleted since.
     gone : bytes-like
         Their places as bits, as a record has them; empty when all are live.
-    block : bytes
+    block : Block
         The batch's index; empty before it is first needed, see `load`.
     keys_at : int
         Where the text of the first key begins in it.
@@ -111,6 +139,7 @@ class Batch:
         "_count",
         "_fetch",
         "_start",
+        "_tally",
         "block",
         "dead",
         "gone",
@@ -122,17 +151,18 @@ class Batch:
     def __init__(
         self,
         record: Entry,
-        block: bytes | None = None,
-        fetch: Callable[[Entry], bytes] | None = None,
+        block: Block | None = None,
+        fetch: Callable[[Entry], Block] | None = None,
     ) -> None:
         self.record = record
         self.name = record.name
         self.dead = 0
         self.gone: bytearray | bytes = b""
+        self._tally = Tally()
         self._count, self._start = record.count, record.start
         self.keys_at = (24 if record.rewritten else 16) * record.count
         self._fetch = fetch
-        self.block = b""
+        self.block: Block = b""
         self._columns: memoryview | None = None
         if block is not None:
             self._take(block)
@@ -143,6 +173,7 @@ class Batch:
             self.gone = bytearray(-(-self._count // 8))
         self.gone[place >> 3] |= 1 << (place & 7)  # type: ignore[index]
         self.dead += 1
+        self._tally.dead += 1
 
     def kill_many(self, places: Collection[int]) -> None:
         """`kill` each of them."""
@@ -152,11 +183,19 @@ class Batch:
         for place in places:
             gone[place >> 3] |= 1 << (place & 7)
         self.dead += len(places)
+        self._tally.dead += len(places)
 
     def bury(self, gone: bytes) -> None:
-        """Note all the places that are not live, as `gone` has them."""
+        """Note all the places that are not live, as `gone` has them, before `join`."""
         self.gone = bytearray(gone)
         self.dead = int.from_bytes(gone, "little").bit_count()
+
+    def join(self, packs: dict[str, Tally]) -> None:
+        """Be counted among those of its pack from now on."""
+        self._tally = tally = packs.setdefault(self.name, Tally())
+        tally.count += self._count
+        tally.dead += self.dead
+        tally.nbytes += self.nbytes
 
     def passing(self) -> Batch:
         """The same, with its index in memory, but not for longer than it is used."""
@@ -165,12 +204,12 @@ class Batch:
         assert self._fetch is not None
         return Batch(self.record, self._fetch(self.record))
 
-    def load(self) -> bytes:
+    def load(self) -> Block:
         """Read the index, if that was not done yet."""
         self._table()
         return self.block
 
-    def _take(self, block: bytes) -> memoryview:
+    def _take(self, block: Block) -> memoryview:
         self.block = block
         self._columns = memoryview(block)[: 16 * self.record.count].cast("I")
         return self._columns

@@ -151,7 +151,7 @@ def lines(
     Raises
     ------
     ValueError
-        Too many rows (2³² or more), births that descend, columns of unequal length.
+        Too many rows (2³⁰ or more), births that descend, columns of unequal length.
 
     Examples
     --------
@@ -161,7 +161,7 @@ def lines(
     ...     lines(about=b"{}", hashes=row, births=row, places=row, hints=row, heap=[])
     ... )
     >>> Checkpoint(memoryview(data)).find(7)
-    [0]
+    [7]
     """
     import numpy as np
 

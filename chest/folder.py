@@ -17,6 +17,7 @@ import shutil
 import stat
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 
 from chest import errors, system
 from chest.protocols import Buffer
@@ -592,15 +593,26 @@ class Aside:
                 system.close(fd)
 
 
-@contextlib.contextmanager
-def refusals(path: str, what: str, key: object = None) -> Iterator[None]:
+def refusals(path: str, what: str, key: object = None) -> AbstractContextManager[None]:
     """Raise what the system says within the block as `StoreError`."""
-    try:
-        yield
-    except OSError as error:
-        if isinstance(error, errors.ChestError):
-            raise
-        raise refused(error, path, what, key) from error
+    return _Refusals(path, what, key)
+
+
+class _Refusals:
+    """`refusals`; every look at what others published goes through one."""
+
+    # A class, because a generator would take longer than the look.
+    __slots__ = ("_key", "_path", "_what")
+
+    def __init__(self, path: str, what: str, key: object) -> None:
+        self._path, self._what, self._key = path, what, key
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        if isinstance(error, OSError) and not isinstance(error, errors.ChestError):
+            raise refused(error, self._path, self._what, self._key) from error
 
 
 def refused(

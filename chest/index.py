@@ -25,7 +25,7 @@ from typing import Any
 
 from chest import errors
 from chest.base import AnyEntry, Base
-from chest.batches import Batch, Packed
+from chest.batches import Batch, Packed, Tally
 from chest.checkpoint import Damaged
 from chest.expiry import NEVER
 from chest.records import Entry
@@ -82,6 +82,8 @@ class Index:
         How many entries were applied; those that are not live any more are waste.
     batches : list of Batch
         Those that were applied.
+    packs : dict of str to Tally
+        What those of each pack come to.
     inline : dict
         Keys whose value lies in the log until it is settled.
     due : float
@@ -107,6 +109,7 @@ class Index:
         self.records = self.noted = 0
         self.base: Base | None = None
         self.batches: list[Batch]
+        self.packs: dict[str, Tally]
         self.inline: dict[Hashable, None]
         self.expired: dict[Hashable, AnyEntry] = {}
         self._deadlines: _Deadlines
@@ -123,6 +126,8 @@ class Index:
         self.records = self.noted = base.about.records
         self.file_nbytes = base.about.file_nbytes
         self.batches = [*base.batches]
+        for batch in self.batches:
+            batch.join(self.packs)
         self.inline = {base.key(row): None for row in base.about.inline}
         self._count = self._end_row = len(base)
         about = base.about
@@ -134,7 +139,7 @@ class Index:
         self._replace({})
         self.base = None
         self.last_birth = self.file_nbytes = 0
-        self.batches, self.inline = [], {}
+        self.batches, self.packs, self.inline = [], {}, {}
         self.journal = None
         self.due, self._deadlines = NEVER, _Deadlines()
         self.expired.clear()
@@ -380,6 +385,7 @@ class Index:
         if live is None:
             live = self.find_many([named[place] for place in places] if dead else named)
         self.batches.append(batch)
+        batch.join(self.packs)
         self.records += batch.record.count
         entries = self.entries
         if self.journal is not None:
@@ -417,13 +423,13 @@ class Index:
                 self.journal = None
 
     def pack_nbytes(self) -> int:
-        """Bytes of all packed values, live or not. O(batches)."""
-        return sum(batch.nbytes for batch in self.batches)
+        """Bytes of all packed values, live or not. O(packs)."""
+        return sum(tally.nbytes for tally in self.packs.values())
 
     def names(self) -> set[str]:
         """Every file that the live entries may need. O(keys in no batch)."""
         names = {entry.name for entry in self.filed()}
-        names.update(batch.name for batch in self.batches)
+        names.update(self.packs)
         names.discard("")
         return names
 

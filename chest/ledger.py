@@ -146,7 +146,7 @@ class Ledger(Keeper):
         """`_absorb`, as far as memory goes."""
         manifest, memory = self._manifest, self._memory
         if manifest.reloaded:
-            self._spill.packs.keep_only({each.name for each in manifest.index.batches})
+            self._spill.packs.keep_only(manifest.index.packs)
             memory.drop_bare()  # what they were equal to is not known any more
             changed: Sequence[Hashable] = [*self._values]
         elif manifest.changed:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import weakref
+from binascii import hexlify
 from typing import Any
 
 from chest import errors, folder, lifetime, system
@@ -103,8 +104,8 @@ class LogFile:
         if type(word) is not memoryview:
             self.seen = word[1]
             return
-        digits = b"%08x" % (self._position & 0xFFFFFFFF)
-        word[1] = self.seen = _integer(digits, "little")
+        length = (self._position & 0xFFFFFFFF).to_bytes(4, "big")
+        word[1] = self.seen = _integer(hexlify(length), "little")
 
     def _map_word(self) -> Any:
         """The word of the open file, or what does its work where it cannot be shared."""

@@ -31,7 +31,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import re
 import secrets
 from collections.abc import (
     Callable,
@@ -45,7 +44,7 @@ from contextlib import AbstractContextManager
 from chest import errors, folder, keys, system
 from chest.base import INDEX, open_base
 from chest.batches import Batch, dead_places
-from chest.index import AnyEntry, Index
+from chest.index import LOST, AnyEntry, Index
 from chest.log import IS_MOVED, MOVED, NAME, LogFile, Unmapped
 from chest.packs import Packs
 from chest.records import MAGIC, Entry, Header, Lines, Signer
@@ -54,7 +53,6 @@ from chest.rewrite import Rewrite, Source, starts_checkpoint
 __all__ = ["Manifest"]
 
 CHECKPOINT_SHARE = 8  # a checkpoint is written when 1/8 of the entries are newer
-SECTOR = 512  # bytes; a disk writes at least so many, or none
 log = logging.getLogger("chest")
 
 COMPACT_FROM = 1024  # records; a shorter log is not worth rewriting
@@ -427,11 +425,16 @@ class Manifest(LogFile):
         base = open_base(
             self._home, self._packs, self.load_key, (self.id, self._first), size
         )
-        if base is not None:
-            about = base.about
-            birth = max(about.birth, self._growing.birth)
-            self._growing = Index(birth, base, self._reread)
-            self.generation, self._position = about.generation, about.position
+        if base is None:
+            return
+        about = base.about
+        try:
+            index = Index(max(about.birth, self._growing.birth), base, self._reread)
+        except LOST as error:
+            log.info("%s is not used: %s", self._home.join(INDEX), error)
+            return
+        self._growing = index
+        self.generation, self._position = about.generation, about.position
 
     def _reread(self) -> Index:
         """The index made from the log alone: the checkpoint is damaged."""
@@ -480,14 +483,20 @@ class Manifest(LogFile):
                 self._reopen()
             return size < self._position
         data = system.read_all(self._fd, self._position, size - self._position)
+        word = self.word
         start = self._take_plain(data, 0)
-        while (end := data.find(b"\n", start)) >= 0:
-            if not self._take(data[start:end]):
-                self._check_torn(data, start, end)
-                break
+        while (end := data.find(b"\n", start)) >= 0 and self._take(data[start:end]):
             start = self._take_plain(data, end + 1)
+        if self.word is not word:
+            # The checkpoint turned out to be damaged on the way, and `_reread` has read
+            # all of the log; what was applied after that came too late.
+            self._load(checkpointed=False)
+            self.reloaded = True
+            return True
+        if end >= 0:
+            self._lines.check_torn(data, start, self._position, self.generation)
         else:
-            self._check_newline(data[start:])
+            self._lines.check_newline(data[start:], self._position, self.generation)
         self._position += start
         return start > 0
 
@@ -539,22 +548,6 @@ class Manifest(LogFile):
                 self.reloaded = True
             self._growing.apply(named[0], entry)
         return True
-
-    def _check_torn(self, data: bytes, start: int, end: int) -> None:
-        """Pass over a last record that a power cut left half-written; else it is damage."""
-        # Blocks that never reached the disk read as zeros, and JSON text has none.
-        offset = self._position + start
-        if end + 1 == len(data) and _is_torn(data[start:end], offset):
-            return
-        raise self._lines.corrupt(offset, f"record {self.generation + 1} is damaged")
-
-    def _check_newline(self, rest: bytes) -> None:
-        """A last line without its end is torn, unless only the end is damaged."""
-        check, _, body = rest[:-1].partition(b" ")
-        if rest and self._lines.is_check(check, body, self.generation + 1):
-            raise self._lines.corrupt(
-                self._position, f"the end of record {self.generation + 1} is damaged"
-            )
 
     def _prepare_to_write(self) -> None:
         """Read everything and cut off a torn tail (M2); called with the lock held."""
@@ -625,12 +618,3 @@ def _decoded(
         return [keys.decode(entry.text, load)], entry, None
     batch = Batch(entry, packs.block(entry))
     return batch.keys(load), entry, batch
-
-
-def _is_torn(line: bytes, offset: int) -> bool:
-    """Whole sectors of zeros are in the line, as far as they were written for it."""
-    holes = [match.span() for match in re.finditer(rb"\0+", line)]
-    return bool(holes) and all(
-        (begin == 0 or not (offset + begin) % SECTOR) and not (offset + end) % SECTOR
-        for begin, end in holes
-    )

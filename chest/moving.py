@@ -64,7 +64,8 @@ class Move:
             if len(found) < len(some):
                 stay += [place for place in some if place not in found]
             self._add(found, *columns)
-            if len(self._small) >= BATCH_KEYS or self._nbytes >= MOVED_NBYTES:
+            full = len(self._small) > BATCH_KEYS - TOGETHER
+            if full or self._nbytes >= MOVED_NBYTES:
                 self._write()
         return stay
 

@@ -11,7 +11,6 @@ import functools
 import itertools
 import logging
 import pickle
-from collections import Counter
 from collections.abc import Collection, Hashable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -406,7 +405,7 @@ class Packing(Ledger):
             self._publishing(),
         ):
             index = self._manifest.index
-            before = {batch.name for batch in index.batches}
+            before = {*index.packs}
             before.update(entry.name for entry in index.expired.values())
             if not self._manifest.take(rewrite):
                 return None
@@ -463,17 +462,16 @@ class Packing(Ledger):
         rewrite.write(log=log)
 
     def _poor_packs(self) -> frozenset[tuple[str, int]]:
-        """Packs more than half dead, or too many, each with how many entries are dead."""
-        dead: Counter[str] = Counter()
-        count: Counter[str] = Counter()
-        for batch in self._manifest.index.batches:
-            dead[batch.name] += batch.dead
-            count[batch.name] += batch.record.count
-        many = len(count) > MOST_PACKS
+        """Packs more than half dead, or too many, each with how many entries are dead.
+
+        O(packs): it is asked at each flush, and there may be many batches.
+        """
+        packs = self._manifest.index.packs
+        many = len(packs) > MOST_PACKS
         return frozenset(
-            (name, dead[name])
-            for name, total in count.items()
-            if 2 * dead[name] > total or (many and total < BATCH_KEYS)
+            (name, tally.dead)
+            for name, tally in packs.items()
+            if 2 * tally.dead > tally.count or (many and tally.count < BATCH_KEYS)
         )
 
     def _written_more(self) -> None:

@@ -6,7 +6,7 @@ to. Does not own: which entries are live (the index), or when a value is packed.
 A pack is append-only. Each batch is a head, the values, one after the other, and an index
 (see `chest.batches`)::
 
-    head  values…  pad to 8  index
+    head  values…  pad to 8, or to a page  index
 
 The manifest's record of the batch says where it lies and what its index's checksum is, so
 that what was appended and not published is nobody's. The head says it again, for whoever
@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import mmap
 import os
 import secrets
 import struct
@@ -34,8 +35,9 @@ from typing import Any, cast
 import xxhash
 
 from chest import errors, expiry, system
-from chest.batches import Batch, Columns, Packed, index_of
+from chest.batches import Batch, Block, Columns, Packed, index_of
 from chest.folder import PACK, Folder, refused
+from chest.protocols import Buffer
 from chest.records import Entry
 from chest.system import FileMap
 
@@ -43,6 +45,10 @@ __all__ = ["Packs"]
 
 PACK_NBYTES = 256 << 20  # a pack that is larger gets no further batch
 BATCH_KEYS = 1 << 16  # keys of one batch at most
+MAPPED_FROM = (
+    1 << 16
+)  # bytes; a larger index begins at a page, so that it can be mapped
+PAGE = 4096
 GAP = 4096  # bytes of other values that are read along rather than left out
 RUN = 1 << 20  # bytes of one read
 MOST_OPEN = 128  # packs whose descriptor is kept for reading
@@ -120,7 +126,7 @@ class Packs:
                 self._begin()
             record.name, record.start = self._name, self._end + HEAD.size
             end = record.start + len(values)
-            record.at = end + -end % 8
+            record.at = end + -end % (8 if len(block) < MAPPED_FROM else PAGE)
             try:
                 head = _head(record, generation)
                 pad = bytes(record.at - end)
@@ -164,8 +170,8 @@ class Packs:
             yield found
             at = _next_head(data, found[0].at + found[0].size)
 
-    def block(self, record: Entry) -> bytes:
-        """The index of a batch, checked.
+    def block(self, record: Entry) -> Block:
+        """The index of a batch, checked; a large one is mapped where it lies.
 
         Raises
         ------
@@ -175,11 +181,13 @@ class Packs:
         path = self._home.join(record.name)
         expected = (24 if record.rewritten else 16) * record.count
 
-        def is_good(block: bytes) -> bool:
+        def is_good(block: Buffer) -> bool:
             return len(block) >= expected and f"{_digest(block):016x}" == record.digest
 
         try:
-            block = self._read(record.name, record.at, record.size, is_good)
+            block = self._mapped(record, is_good)
+            if block is None:
+                block = self._read(record.name, record.at, record.size, is_good)
         except OSError as error:
             if error.errno not in (errno.ENOENT, *NOT_PLAIN):
                 raise
@@ -192,6 +200,22 @@ class Packs:
             )
             raise errors.CorruptChestError(message, path=path)
         return block
+
+    def _mapped(self, record: Entry, is_good: Callable[[Buffer], bool]) -> Block | None:
+        """The index of a batch as a map; None where it is to be read, or is damaged."""
+        # What was looked up once stays known: 2 MB of 65,536 keys, which are the
+        # system's to give back, not the process's.
+        aligned = not record.at % mmap.ALLOCATIONGRANULARITY
+        if not aligned or record.size < MAPPED_FROM or self._home.network:
+            return None
+        fd = self._opened(record.name)
+        try:
+            view = system.map_file(fd, record.size, start=record.at)
+        except (OSError, ValueError):  # too many maps; cut short
+            return None
+        finally:
+            system.close(fd)
+        return cast("FileMap", view.obj) if is_good(view) else None
 
     def read(self, entry: Packed, key: object) -> bytes:
         """The pickle of one value, checked.

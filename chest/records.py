@@ -7,6 +7,7 @@ not own: the file, its lock, what replaying it leaves.
 from __future__ import annotations
 
 import os
+import re
 import secrets
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -20,6 +21,7 @@ __all__ = ["MAGIC", "Entry", "Header", "Lines", "Signer"]
 
 MAGIC = b"chest "
 VERSION = 1
+SECTOR = 512  # bytes; a disk writes at least so many, or none
 WORD = slice(8, 16)  # where the first line has the word for pollers
 CHECK, SIGNED = 16, 32  # hexadecimal digits before a record: checksum, keyed hash
 
@@ -260,6 +262,24 @@ class Lines:
             raise errors.SignatureError(msg, path=self.path)
         return secrets.compare_digest(check, self._check(body, number))
 
+    def check_torn(self, data: bytes, start: int, offset: int, read: int) -> None:
+        """Pass over a last record that a power cut left half-written; else it is damage.
+
+        It follows record *read*, and begins at *start* of the *data* from *offset* on.
+        """
+        # Blocks that never reached the disk read as zeros, and JSON text has none.
+        end = data.index(b"\n", start)
+        offset += start
+        if end + 1 == len(data) and _is_torn(data[start:end], offset):
+            return
+        raise self.corrupt(offset, f"record {read + 1} is damaged")
+
+    def check_newline(self, rest: bytes, offset: int, read: int) -> None:
+        """A last line without its end is torn, unless only the end is damaged."""
+        check, _, body = rest[:-1].partition(b" ")
+        if rest and self.is_check(check, body, read + 1):
+            raise self.corrupt(offset, f"the end of record {read + 1} is damaged")
+
     def corrupt(self, offset: int, what: str) -> errors.CorruptError:
         """The error for damage at byte *offset*."""
         folder = os.path.dirname(self.path)
@@ -281,9 +301,18 @@ class Lines:
         """The line of the record with that text."""
         if self._sign is not None:
             return b"%b %b\n" % (self._sign(body, number), body)
-        return b"%b %b\n" % (_digest(body, number).encode(), body)
+        return _digest(body, number).encode() + b" " + body + b"\n"
 
     def _check(self, body: bytes, number: int) -> bytes:
         if self._sign is not None:
             return self._sign(body, number)
         return _digest(body, number).encode()
+
+
+def _is_torn(line: bytes, offset: int) -> bool:
+    """Whole sectors of zeros are in the line, as far as they were written for it."""
+    holes = [match.span() for match in re.finditer(rb"\0+", line)]
+    return bool(holes) and all(
+        (begin == 0 or not (offset + begin) % SECTOR) and not (offset + end) % SECTOR
+        for begin, end in holes
+    )

@@ -318,7 +318,7 @@ class SpillTier(ReadTier):
         another batch in it as soon as the lock is free.
         """
         index = self.manifest.index
-        old, packs = index.filed(), {batch.name for batch in index.batches}
+        old, packs = index.filed(), {*index.packs}
         self.manifest.append([(None, Entry(gone="all"))])
         if packs:
             try:

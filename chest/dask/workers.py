@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from chest import errors, system
 from chest.core import Chest
+from chest.dask.process import give_back_memory, limit_of, watch
 from chest.memory import ROOM, SMALL, Slot, weigh
 from chest.packing import FEWEST_PACKED
 from chest.reprs import parse_bytes
@@ -30,7 +31,6 @@ from chest.sizing import nbytes
 if TYPE_CHECKING:
     from distributed.spill import SpilledSize
     from distributed.worker import Worker
-    from distributed.worker_memory import WorkerMemoryManager
 
 __all__ = ["SpillChest", "dask_setup"]
 
@@ -328,7 +328,7 @@ class SpillChest(Chest):
         self._arrived = self._untouched = 0
         if self._freed and self._resident() > goal:
             self._freed = 0
-            system.give_back_memory()
+            give_back_memory()
         while self._resident() > goal and self._evict_next() > 0:
             pass
 
@@ -340,7 +340,8 @@ class SpillChest(Chest):
             if worker.data is self:
                 # What distributed itself goes by; tests of it replace it.
                 self._resident = worker.monitor.get_process_memory
-                return _process_limit(worker.memory_manager)
+                watch(worker)
+                return limit_of(worker.memory_manager)
         return float("inf")
 
     def _next_victims(self) -> list[Slot]:
@@ -448,7 +449,7 @@ class SpillChest(Chest):
         """Have the allocator return memory, since the process has too much of it."""
         if self._freed >= min(GIVE_BACK_AFTER, self._memory.budget // GIVE_BACK_SHARE):
             self._freed = 0
-            system.give_back_memory()
+            give_back_memory()
 
 
 class _Slow(Mapping[Any, Any]):
@@ -484,14 +485,6 @@ def _resident() -> int:
     return sum(system.real_memory())
 
 
-def _process_limit(manager: WorkerMemoryManager) -> float:
-    """Bytes of the process beyond which distributed has values spilled."""
-    if not manager.memory_limit or manager.memory_spill_fraction is False:
-        return float("inf")
-    limit: float = manager.memory_limit * manager.memory_spill_fraction
-    return limit
-
-
 def dask_setup(worker: Worker) -> None:
     """Give a worker that starts a `SpillChest`: dask calls this on a *preload*.
 
@@ -515,9 +508,10 @@ def dask_setup(worker: Worker) -> None:
         return
     share = manager.memory_target_fraction
     budget = int(manager.memory_limit * share) if share else sys.maxsize
-    limit = _process_limit(manager)
+    limit = limit_of(manager)
     left = limit - worker.monitor.get_process_memory()
     budget = int(min(budget, max(left, limit / LOOK_SHARE)))
     max_spill = None if manager.max_spill is False else manager.max_spill
+    watch(worker)
     data = SpillChest(worker.local_directory, budget, max_spill)
     manager.data = worker.state.data = data

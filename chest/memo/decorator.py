@@ -29,8 +29,9 @@ from chest.fingerprint import (
     plain_function,
     sealed,
 )
-from chest.memo import flights
+from chest.memo import elsewhere, flights
 from chest.memo.calls import Calls
+from chest.memo.elsewhere import MISSING
 from chest.sizing import SCALARS
 
 __all__ = ["CacheInfo", "Counts", "Failure", "Memo", "memoize"]
@@ -40,7 +41,6 @@ log = logging.getLogger("chest")
 P = ParamSpec("P")
 R = TypeVar("R")
 
-MISSING: Any = object()
 MOST_QUICK = 1 << 16  # calls whose key is remembered
 LONGEST_QUICK = 256  # characters of a text among their arguments
 
@@ -160,6 +160,7 @@ class Memo(Generic[P, R]):
         if self._version is not None:
             self.__memo_version__ = self.name, self._version
         self._catches = options["on_error"] == "cache"
+        self._submits = options.get("submit", True)  # not in pickles of older versions
         self._calls = Calls(
             function, self.name, options["ignore"], code=self._version is None
         )
@@ -222,14 +223,25 @@ class Memo(Generic[P, R]):
         found = self._find(key)
         if found is MISSING:
             self.chest._check_writable()  # before it was computed in vain
-            with flights.alone(self._home, _file(key)):
-                found = self._find(key)  # somebody else was quicker
-                if found is MISSING:
-                    return self._compute(key, args, kwargs)
+            if self._submits:
+                value = elsewhere.answer(self, key, args, kwargs)
+                if value is not MISSING:
+                    return value
+            return self._answer_here(key, args, kwargs)
         value, seconds = found
         if not kwargs:
             self._remember(quick, args, (key, seconds, type(value) in SCALARS))
         return value
+
+    def _answer_here(
+        self, key: tuple[str, str, str], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """Compute the result in this process, unless another one does."""
+        with flights.alone(self._home, _file(key)):
+            found = self._find(key)  # somebody else was quicker
+            if found is MISSING:
+                return self._compute(key, args, kwargs)
+            return found[0]
 
     def _compute(
         self, key: tuple[str, str, str], args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -525,6 +537,7 @@ def memoize(
     version: object = None,
     key: Callable[..., Any] | None = None,
     on_error: str = "raise",
+    submit: bool = True,
 ) -> Callable[[Callable[P, R]], Memo[P, R]]:
     """Keep the results of a function in *chest*, and compute none of them twice.
 
@@ -547,6 +560,9 @@ def memoize(
         Called with the arguments; what it returns stands for them.
     on_error : {"raise", "cache"}
         Whether an exception is computed again next time, or kept and raised again.
+    submit : bool
+        Whether a result that is missing is computed on the dask cluster of the client
+        that this process has, if it has one. False: always here.
 
     Returns
     -------
@@ -577,6 +593,11 @@ def memoize(
     Whoever asks for a result that is being computed waits for it, in any thread or
     process; when the one that computes dies or raises, another takes over. A result that
     could be changed is read anew for each caller; arrays are read-only maps.
+
+    With a dask client running, the worker that computes a result keeps it in the chest,
+    whose folder or bucket it must see; the caller reads it there. What cannot be sent,
+    or is in a temporary chest or one of ``durability="memory"``, is computed here; so are
+    coroutine functions, and calls within a task, which are computed in that.
 
     A hit with plain arguments and a plain result takes 1 to 2 µs and no lock.
 
@@ -611,6 +632,7 @@ def memoize(
         "version": version,
         "key": key,
         "on_error": on_error,
+        "submit": submit,
     }
 
     def decorate(function: Callable[P, R]) -> Memo[P, R]:

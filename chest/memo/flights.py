@@ -21,7 +21,7 @@ from contextvars import ContextVar
 from chest import errors, system
 from chest.folder import TEMPORARY, Folder
 
-__all__ = ["alone", "alone_async"]
+__all__ = ["alone", "alone_async", "among_threads"]
 
 log = logging.getLogger("chest")
 
@@ -55,6 +55,18 @@ def alone(home: Folder, fingerprint: str) -> Iterator[None]:
             fd = _open(home, fingerprint)
         with _flying(home, name, fd):
             yield
+    finally:
+        _leave(name)
+
+
+@contextlib.contextmanager
+def among_threads(home: Folder, fingerprint: str) -> Iterator[None]:
+    """`alone` in this process only, for what other processes compute under its lock."""
+    name = home.path, fingerprint
+    while (other := _enter(name)) is not None:
+        other.result()
+    try:
+        yield
     finally:
         _leave(name)
 

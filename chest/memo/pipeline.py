@@ -6,16 +6,15 @@ call's result (`decorator`).
 
 from __future__ import annotations
 
-import functools
 import inspect
 import pickle
-import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, cast, overload
 
 from chest.errors import short
-from chest.memo.decorator import MISSING, Memo
+from chest.memo.decorator import Memo
+from chest.memo.elsewhere import MISSING, loaded, running_client
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor
@@ -141,7 +140,7 @@ def _computed(
     if not missing:
         return
     if executor is None and processes is None:
-        executor = _running_client()
+        executor = running_client()
     if executor is not None:
         if hasattr(executor, "get_executor"):  # a dask client
             executor = executor.get_executor(pure=False)
@@ -159,20 +158,6 @@ def _computed(
             with _naming(args):
                 function(*args)
             yield
-
-
-def _running_client() -> Any:
-    """The dask client that this process has, if there is one."""
-    distributed = sys.modules.get("distributed")
-    if distributed is None:
-        return None
-    # A task that waited for others of its own worker could wait for ever.
-    if hasattr(distributed.worker.thread_state, "execution_state"):
-        return None
-    try:
-        return distributed.default_client()
-    except ValueError:
-        return None
 
 
 def _submitted(
@@ -204,14 +189,8 @@ def _submitted(
 
 def _run(payload: bytes, args: bytes) -> None:
     """Compute one result in another process; it is in the chest then."""
-    _function(payload)(*pickle.loads(args))
-
-
-@functools.lru_cache(maxsize=8)
-def _function(payload: bytes) -> Callable[..., Any]:
-    """The function, unpickled once for all items, with its chest open."""
-    loaded: Callable[..., Any] = pickle.loads(payload)
-    return loaded
+    function, call = loaded(payload), pickle.loads(args)
+    function._answer_here(function.key(*call), call, {})
 
 
 def _end_at_once() -> None:

@@ -33,8 +33,10 @@ class FileMap(mmap.mmap):
     __slots__ = ()
 
 
-def map_file(fd: int, size: int, *, writable: bool = False) -> memoryview:
-    """Map the first *size* bytes of a file into memory.
+def map_file(
+    fd: int, size: int, *, start: int = 0, writable: bool = False
+) -> memoryview:
+    """Map *size* bytes of a file into memory, from *start* on.
 
     The descriptor may be closed afterwards and none is held: thousands of maps need
     none. The map lives as long as the view or any slice of it, and is an
@@ -45,7 +47,9 @@ def map_file(fd: int, size: int, *, writable: bool = False) -> memoryview:
     fd : int
         Open for reading.
     size : int
-        Bytes, at most the size of the file; 0 gives an empty view.
+        Bytes, at most those of the file from there on; 0 gives an empty view.
+    start : int
+        A multiple of `mmap.ALLOCATIONGRANULARITY`.
     writable : bool
         Private pages: what is written into them stays in this process, the file is
         untouched. Otherwise the view is read-only.
@@ -61,12 +65,12 @@ def map_file(fd: int, size: int, *, writable: bool = False) -> memoryview:
     OSError
         No address space, too many maps, or the file cannot be mapped.
     ValueError
-        The file is shorter than *size*.
+        The file ends before them.
     """
     if size == 0:
         return memoryview(bytearray()) if writable else memoryview(b"")
     access = mmap.ACCESS_COPY if writable else mmap.ACCESS_READ
-    return memoryview(_map(fd, size, access))[:size]
+    return memoryview(_map(fd, size, access, start))[:size]
 
 
 def map_shared_words(fd: int, size: int, *, writable: bool = True) -> memoryview:
@@ -164,19 +168,19 @@ def _buffer_calls() -> tuple[Callable[..., Any], Callable[..., Any]]:
 
 if sys.version_info >= (3, 13):
 
-    def _map(fd: int, size: int, access: int) -> FileMap:
+    def _map(fd: int, size: int, access: int, start: int = 0) -> FileMap:
         """Map without keeping a descriptor."""
         if POSIX:
-            return FileMap(fd, size, access=access, trackfd=False)
-        return FileMap(fd, size, access=access)
+            return FileMap(fd, size, access=access, offset=start, trackfd=False)
+        return FileMap(fd, size, access=access, offset=start)
 
 else:
 
-    def _map(fd: int, size: int, access: int) -> FileMap:
+    def _map(fd: int, size: int, access: int, start: int = 0) -> FileMap:
         """Map without keeping a descriptor: the file goes over an anonymous map."""
         if not POSIX:
-            return FileMap(fd, size, access=access)
-        if os.fstat(fd).st_size < size:
+            return FileMap(fd, size, access=access, offset=start)
+        if os.fstat(fd).st_size < start + size:
             message = f"the file is shorter than the {size} bytes to map"
             raise ValueError(message)
         protection, flags = mmap.PROT_READ, mmap.MAP_SHARED
@@ -186,16 +190,19 @@ else:
             flags = mmap.MAP_PRIVATE
         reserved = size if size < ALIGN_FROM else -(-size // HUGE) * HUGE
         place = FileMap(-1, reserved, mmap.MAP_PRIVATE | mmap.MAP_ANON, protection)
-        _map_over(address(memoryview(place)), size, protection, flags, fd)
+        where = address(memoryview(place))
+        _map_over(where, size, protection, flags, (fd, start))
         return place
 
     MAP_FIXED = 0x10  # the same on Linux, macOS and the BSDs
 
-    def _map_over(at: int, size: int, protection: int, flags: int, fd: int) -> None:
+    def _map_over(
+        at: int, size: int, protection: int, flags: int, what: tuple[int, int]
+    ) -> None:
         """Replace the pages of a map by those of a file; the owner unmaps them."""
         import ctypes
 
-        if _mmap_call()(at, size, protection, flags | MAP_FIXED, fd, 0) != at:
+        if _mmap_call()(at, size, protection, flags | MAP_FIXED, *what) != at:
             number = ctypes.get_errno()
             raise OSError(number, os.strerror(number))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import warnings
 
 import numpy as np
@@ -13,6 +14,8 @@ pytest.importorskip("distributed")
 
 import dask
 import dask.array as da
+import dask.dataframe as dd
+import pandas as pd
 from distributed import Client, LocalCluster, Worker, wait
 
 from chest import Chest
@@ -132,6 +135,79 @@ def test_a_product_five_times_larger_than_the_memory_finishes(
     assert (x @ x.sum(axis=0)).sum().compute() == float(n) ** 3
     spilled = client.run(lambda dask_worker: dask_worker.data.spilled_total.disk)
     assert sum(spilled.values()) > 4 * workers * limit
+
+
+def test_a_worker_with_a_process_of_its_own_leaves_no_memory_to_others(cluster):
+    def ask(dask_worker):
+        import pyarrow
+
+        relief = dask_worker.periodic_callbacks["chest-relief"]
+        pool, senders = (
+            pyarrow.default_memory_pool(),
+            "distributed.p2p.comm.concurrency",
+        )
+        return relief.is_running(), pool.backend_name, dask.config.get(senders)
+
+    client = cluster(n_workers=1, memory_limit="1GB", preload="chest.dask")
+
+    assert [*client.run(ask).values()] == [(True, "system", 1)]
+
+
+def test_memory_that_nobody_uses_is_given_back_by_a_worker_that_does_nothing(
+    cluster, monkeypatch
+):
+    given_back = threading.Event()
+    monkeypatch.setattr("chest.system.give_back_memory", given_back.set)
+    cluster(n_workers=1, processes=False, memory_limit="10MB", preload="chest.dask")
+
+    assert given_back.wait(60)  # this process has more than 10 MB
+
+
+def test_a_worker_in_the_users_process_leaves_its_settings_alone(cluster):
+    before = dask.config.get("distributed.p2p.comm.concurrency")
+    cluster(n_workers=1, processes=False, memory_limit="1GB", preload="chest.dask")
+
+    assert dask.config.get("distributed.p2p.comm.concurrency") == before
+    assert "ARROW_DEFAULT_MEMORY_POOL" not in os.environ
+
+
+def numbered(part, parts, rows, names):
+    """Rows of a frame whose keys are each in one part, and are in no order."""
+    key = np.random.default_rng(part).permutation(rows) * parts + part
+    return pd.DataFrame({"key": key, **dict.fromkeys(names, key + 1)})
+
+
+def matching(frame):
+    """How many rows there are in which all columns are those of the key."""
+    wrong = [(frame[name] != frame.key + 1).any() for name in "abcdef"]
+    return pd.Series([0 if any(wrong) else len(frame)])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_join_five_times_larger_than_the_memory_finishes(cluster):
+    limit, parts = 400 * MB, 100  # more than half of it is taken without any data
+    client = cluster(n_workers=1, memory_limit=limit, preload="chest.dask")
+    started = client.run(os.getpid)
+    rows = 5 * limit // parts // 2 // 32  # two frames of four columns
+    left, right = (
+        dd.from_map(
+            numbered,
+            range(parts),
+            parts=parts,
+            rows=rows,
+            names=names,
+            meta=numbered(0, 1, 0, names),
+        )
+        for names in ("abc", "def")
+    )
+
+    with dask.config.set({"dataframe.shuffle.method": "p2p"}):  # the default
+        joined = left.merge(right, on="key")
+        found = joined.map_partitions(matching, meta=pd.Series([0])).sum().compute()
+
+    assert found == parts * rows
+    assert client.run(os.getpid) == started  # no worker was killed on the way
 
 
 @pytest.mark.slow

@@ -3,6 +3,11 @@
 They are in no wheel. ``CHEST_DISTRIBUTED_TESTS`` names a folder that has them (of a clone:
 ``distributed/tests``); otherwise Debian's package is fetched, whose tests are older than
 what is installed, so that some fail with either: all that pass with SpillBuffer must pass.
+Of Debian 12's, 24 pass with either and 21 fail with either: they test options that are no
+more, names of files that zict has changed since, and the scheduler's data structures.
+
+``policy="lru"``, since test_spill_constrained wants the older of two values of other sizes
+to go; chest's own, "idle", takes the one of 500 bytes before the one of 200.
 """
 
 from __future__ import annotations

@@ -240,7 +240,7 @@ def test_map_runs_on_a_dask_cluster(chest_dir):
 
         assert list(found) == [0, 2, 4, 6]
         assert f.cache_info().misses == 1
-    chest.memo.pipeline._function.cache_clear()
+    chest.memo.elsewhere.loaded.cache_clear()
 
 
 def nested(i: int) -> tuple[bool, list[int]]:
@@ -268,7 +268,7 @@ def test_map_goes_to_the_dask_client_that_is_running_but_not_from_its_tasks(ches
             found = chest.map(f, range(2), progress=False)
             assert list(found) == [(True, [0]), (True, [1])]
         assert list(chest.map(f, [2], progress=False)) == [(False, [2])]
-    chest.memo.pipeline._function.cache_clear()
+    chest.memo.elsewhere.loaded.cache_clear()
 
 
 def open_and_ask(path: str, barrier: Any, found: Any) -> None:

@@ -80,6 +80,12 @@ def test_many_keys_are_deleted_for_everyone_at_once(
         assert dict(other) != expected
 
         assert c.delete_many(gone) == 150 + 4 + 2 + 2
+        with Chest(chest_dir, readonly=True) as late:
+            mine, theirs = (
+                {name: (each.count, each.dead) for name, each in packs.items()}
+                for packs in (c._manifest.index.packs, late._manifest.index.packs)
+            )
+        assert mine == theirs
 
         for each in (c, other):
             assert list(each.items()) == list(expected.items())

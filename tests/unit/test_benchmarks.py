@@ -6,6 +6,8 @@ import json
 import os
 import subprocess
 import sys
+import threading
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +19,7 @@ from benchmarks import report
 from benchmarks.__main__ import main
 from benchmarks.plan import FULL, TINY, Case, Figures, Goal, Rival, Workload
 from benchmarks.rivals import RIVALS
-from benchmarks.runner import Outcome, run
+from benchmarks.runner import Outcome, in_a_process, run
 from benchmarks.workloads import ABOUT, WORKLOADS
 
 NEED_NOTHING = ["chest", "dict", "raw", "np.save", "pickle", "log"]
@@ -128,6 +130,56 @@ def test_rival_that_raises_is_a_line_of_the_table(
     ]
     text = report.table(workload, report.rows(workload, ended, TINY), ended)
     assert "log FAILED: ArithmeticError: log" in text
+
+
+def never_ends() -> Figures:
+    threading.Event().wait()
+    return {}
+
+
+def fails() -> Figures:
+    raise ArithmeticError
+
+
+def dies() -> Figures:
+    os._exit(3)
+
+
+@pytest.mark.parametrize(
+    ("step", "limit", "told"),
+    [
+        (never_ends, 0.1, None),
+        (fails, None, (None, "ArithmeticError: ")),
+        (dies, None, (None, "its process ended with 3")),
+        (dict, None, ({}, "")),
+    ],
+)
+def test_whoever_takes_too_long_is_stopped_and_others_are_heard(
+    step: Callable[[], Figures], limit: float | None, told: object
+) -> None:
+    assert in_a_process(step, (), limit) == told
+
+
+def test_a_rival_that_was_stopped_is_named_and_is_no_failure(tmp_path: Path) -> None:
+    ended = [outcome("chest", 1.0), outcome("raw")]
+    ended[1].samples, ended[1].stopped = [], "not finished in 5 s"
+    assert "raw not finished in 5 s" in report.table(example(), [], ended)
+
+    for each in ended:
+        each.workload = "rows_x"
+    workload = replace(example(), name="rows_x")
+    found = report.rows(workload, ended, TINY)
+    found.append(replace(found[0], workload="rows_y", rival="raw"))
+    file = tmp_path / "run.json"
+    file.write_text(report.as_json(found, ended, TINY, tmp_path), encoding="utf-8")
+    assert '"raw","not finished in 5 s","1"' in report.pages(file)
+
+
+def test_a_slow_rival_gets_as_many_keys_as_all_where_time_is_limited(
+    tmp_path: Path,
+) -> None:
+    case = Case(RIVALS["persidict"], FULL, tmp_path)
+    assert case.count(1_000_000) < case.count(1_000_000, limited=True) == 1_000_000
 
 
 def test_rivals_take_turns(tmp_path: Path) -> None:

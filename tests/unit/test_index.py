@@ -71,6 +71,32 @@ def test_the_dead_of_a_batch_are_counted_whoever_replaces_them(packs: Packs) -> 
     assert list(index.ordered()) == ["a", "b", "c", "new"]
 
 
+def test_each_pack_knows_what_its_batches_come_to(packs: Packs) -> None:
+    index = Index()
+
+    def check() -> None:
+        for name, tally in index.packs.items():
+            mine = [each for each in index.batches if each.name == name]
+            assert tally.count == sum(each.record.count for each in mine)
+            assert tally.dead == sum(each.dead for each in mine)
+            assert tally.nbytes == sum(each.nbytes for each in mine)
+        assert index.packs.keys() == {each.name for each in index.batches}
+
+    put(index, packs, {"a": 1, "b": 2, "c": 3}, 1)
+    put(index, packs, {"d": 4, "e": 5})
+    packs.end()
+    put(index, packs, {"a": 1, "f": 6, "g": 7})
+    check()
+    assert len(index.packs) == 2
+    alone(index, "d", 4)
+    index.apply("c", Entry("c", gone="key"))
+    index.end_many(["e", "f"], index.find_many(["e", "f"]))
+    check()
+    assert sum(tally.dead for tally in index.packs.values()) == 6
+    index.apply(None, Entry(gone="all"))
+    check()
+
+
 def test_dead_places_of_a_batch_replace_nothing(packs: Packs) -> None:
     index = Index()
     first = put(index, packs, {"a": 1, "b": 2})

@@ -1044,7 +1044,7 @@ def test_map_runs_where_it_is_told(c):
 
     assert list(chest.map(f, range(3), executor=Here(), progress=False)) == [0, 2, 4]
     assert f.cache_info()[:2] == (3, 0)  # they were computed by a copy
-    chest.memo.pipeline._function.cache_clear()
+    chest.memo.elsewhere.loaded.cache_clear()
 
 
 def test_complex_numbers_that_differ_in_the_sign_of_a_zero_are_other_calls(c):

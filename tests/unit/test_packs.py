@@ -77,6 +77,35 @@ def test_a_rewritten_batch_keeps_the_generation_of_each_value(mine: Packs) -> No
     assert batch.keys(None) == list(range(9))
 
 
+def test_a_large_index_is_mapped_where_it_lies(home: Folder, mine: Packs) -> None:
+    small = some(5000)
+    batch = mine.write(small, sync=False)
+    assert batch.record.size > packs.MAPPED_FROM
+    assert batch.record.at % packs.PAGE == 0
+    again = Batch(batch.record, fetch=mine.block)
+    assert isinstance(again.load(), system.FileMap)
+    assert values(mine, again, 5000) == small.datas
+    assert (again.keys(None), again.births()) == (small.keys, small.births)
+    assert (again.text(4999), again.mentions(b'"k4999"')) == (b'"k4999"', True)
+    few = mine.write(some(70), sync=False)
+    assert type(mine.block(few.record)) is bytes
+    mine.delete(batch.name)
+    assert again.text(7) == b'"k7"'  # whoever has it keeps it
+
+
+@pytest.mark.parametrize("harm", ["flipped", "cut"])
+def test_a_large_index_that_is_damaged_is_no_index(
+    harm: str, home: Folder, mine: Packs, chest_dir: Path
+) -> None:
+    record = mine.write(some(5000), sync=False).record
+    file = chest_dir / record.name
+    data = bytearray(file.read_bytes())
+    data[record.at + 30_000] ^= 1
+    file.write_bytes(data if harm == "flipped" else data[:-1])
+    with pytest.raises(errors.CorruptChestError, match="checksum is wrong"):
+        mine.block(record)
+
+
 def test_batches_of_one_process_lie_in_one_pack(home: Folder, mine: Packs) -> None:
     batches = [mine.write(some(n, name=str(n)), sync=False) for n in (1, 5, 64)]
     assert len({batch.name for batch in batches}) == 1
@@ -230,6 +259,16 @@ def test_what_was_appended_to_a_mapped_pack_is_read(home: Folder) -> None:
         assert values(mine, batch, count) == some(count).datas
     assert len(mine._maps[one.name]) == os.stat(home.join(one.name)).st_size
     mine.close()
+
+
+def test_a_large_index_on_a_network_file_system_is_read(
+    home: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(home, "network", "nfs")
+    packs = Packs(home, trusting)
+    batch = packs.write(some(5000), sync=False)
+    assert type(packs.block(batch.record)) is bytes
+    packs.close()
 
 
 def test_packs_on_a_network_file_system_are_not_mapped(home: Folder) -> None:

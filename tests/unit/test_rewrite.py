@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -366,6 +367,37 @@ def test_a_checkpoint_that_is_lost_moves_no_key_that_is_not_published(
         assert list(c) == [*MANY, "first", "second"]
 
 
+@pytest.mark.parametrize("publish", ["each", "packs", "tombstones"])
+def test_a_damaged_checkpoint_hinders_nobody_who_reads_what_others_published(
+    publish: str, chest_dir: Path
+) -> None:
+    with Chest({f"k{i}": [i] for i in range(1000)}, chest_dir) as c:
+        c.sync()
+    with Chest(chest_dir) as c, Chest(chest_dir) as other:
+        file = chest_dir / INDEX
+        data = bytearray(file.read_bytes())
+        for at in range(len(data) // 2, len(data) * 9 // 10, 256):
+            data[at] ^= 1  # where keys are looked up, which opening did not touch
+        file.write_bytes(data)  # in place: both have it mapped
+        for number in range(4):
+            if publish == "each":
+                other[f"new{number}"] = number
+                other.sync()
+                del other[f"new{number - 1}" if number else "k7"]
+            elif publish == "packs":
+                other.set_many({f"{number}-{i}": i for i in range(70)})
+                other.set_many({f"k{i}": number for i in range(70)})
+            else:
+                other.delete_many([f"k{10 * number + i}" for i in range(10)])
+        assert dict(c) == dict(other)
+        assert list(c) == list(other)
+        assert c._manifest.index.packs.keys() == other._manifest.index.packs.keys()
+        expected = dict(other)
+        c["after"] = expected["after"] = 1
+        c.sync()
+        check_all_agree(c, expected, other)
+
+
 def test_a_damaged_checkpoint_is_no_hindrance_to_a_compaction(chest_dir: Path) -> None:
     with Chest(MANY, chest_dir) as c:
         c.flush()
@@ -378,6 +410,52 @@ def test_a_damaged_checkpoint_is_no_hindrance_to_a_compaction(chest_dir: Path) -
         path.write_bytes(data)
         c.compact()
         check_all_agree(c, MANY)
+
+
+def test_a_page_that_the_log_leads_to_may_be_damaged(
+    chest_dir: Path, tmp_path: Path
+) -> None:
+    expected: dict[Any, Any] = {f"k{number}": number for number in range(2000)}
+    with Chest(expected, chest_dir) as c:
+        c.flush()
+    writer = Chest(chest_dir, publish="each")
+    for number in range(0, 2000, 20):  # looks at every page
+        writer[f"k{number}"] = expected[f"k{number}"] = "new"
+        if not number % 500:
+            more = {f"k{number + 1}": "pack", f"m{number}": [number] * 100}
+            writer.set_many(more)
+            del writer[f"k{number + 2}"], expected[f"k{number + 2}"]
+            expected |= more
+    killed = tmp_path / "killed"
+    shutil.copytree(chest_dir, killed)
+    writer.close()
+    good = (killed / INDEX).read_bytes()
+    for page in range(0, len(good), 4096):
+        bad = bytearray(good)
+        bad[min(page + 100, len(bad) - 1)] ^= 1
+        (killed / INDEX).write_bytes(bad)
+        with Chest(killed, readonly=True) as c:
+            assert [*c.items()] == [*expected.items()]
+
+
+def test_a_page_that_others_lead_to_may_be_damaged(
+    chest_dir: Path, tmp_path: Path
+) -> None:
+    expected: dict[Any, Any] = {f"k{number}": number for number in range(2000)}
+    with Chest(expected, chest_dir) as c:
+        c.flush()
+    expected |= {f"k{number}": "new" for number in range(0, 2000, 20)}
+    good = (chest_dir / INDEX).read_bytes()
+    for page in range(0, len(good), 4096):
+        folder = tmp_path / f"damaged at {page}"
+        shutil.copytree(chest_dir, folder)
+        bad = bytearray(good)
+        bad[min(page + 100, len(bad) - 1)] ^= 1
+        (folder / INDEX).write_bytes(bad)
+        with Chest(folder) as one, Chest(folder, publish="each") as other:
+            for number in range(0, 2000, 20):
+                other[f"k{number}"] = "new"
+            assert [*one.items()] == [*other.items()] == [*expected.items()]
 
 
 def test_a_full_disk_leaves_no_checkpoint_and_a_whole_log(

@@ -122,6 +122,14 @@ def test_files_and_directories_can_be_synced(file, tmp_path):
 # maps
 
 
+def test_a_map_may_begin_within_the_file(file):
+    page = mmap.ALLOCATIONGRANULARITY
+    os.write(file, bytes(page) + b"hello" * 2000)
+    assert system.map_file(file, 10000, start=page) == b"hello" * 2000
+    with pytest.raises(ValueError):  # noqa: PT011
+        system.map_file(file, 10001, start=page)
+
+
 def test_a_map_shows_the_file_read_only(file):
     os.write(file, b"hello" * 2000)
     view = system.map_file(file, 10000)
