@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import random
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -231,3 +233,49 @@ def test_what_others_keep_in_the_place_is_left_alone(c: Any) -> None:
         "data/table.csv",
         "notes/x",
     }
+
+
+# -- many threads ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("max_age", [0, float("inf")])
+def test_a_thread_sees_its_own_changes_whatever_others_do(max_age: float) -> None:
+    """Each key is changed by one thread; all get, spill, flush and list them all."""
+    wrong: list[Any] = []
+
+    def step(c: Any, draw: random.Random, key: Any, have: Any) -> Any:
+        new = [draw.random()] * 20
+        act = draw.choice(["set", "end", "pop", "del", "flush", "get", "list", "incr"])
+        if act == "set":
+            c[key] = have = new
+        elif act == "end":
+            c.set(key, new, ttl=1000)
+            have = new
+        elif act == "pop":
+            wrong.extend([] if c.pop(key, None) == have else [act])
+            have = None
+        elif act == "del" and have is not None:
+            del c[key]
+            have = None
+        elif act == "flush":
+            c.flush()
+        elif act == "list":
+            wrong.extend([] if (key in set(c)) == (have is not None) else [act])
+        elif act == "incr":
+            c.incr("all")
+        wrong.extend([] if c.get(key) == have else ["get", act])
+        return have
+
+    def work(c: Any, number: int) -> None:
+        draw, have = random.Random(number), None
+        for _ in range(150):
+            have = step(c, draw, number, have)
+            c.get((number + 1) % 4)
+
+    with Chest("memory://", max_age=max_age, available_memory=3000) as c:
+        threads = [threading.Thread(target=work, args=(c, n)) for n in range(4)]
+        for each in threads:
+            each.start()
+        for each in threads:
+            each.join()
+    assert wrong == []
