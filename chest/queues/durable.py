@@ -195,11 +195,12 @@ class DurableQueue(Lending):
         if timeout is not None and block:
             _check_timeout(timeout)
         coded = self._coder.encode(item)
+        draft = coded[2]
         try:
-            if not self._put((coded,)):
+            if draft is not None or not self._put_small(coded):
                 self._until(lambda: self._put((coded,)), queue.Full, block, timeout)
         finally:
-            if (draft := coded[2]) is not None:
+            if draft is not None:
                 draft.discard()  # unless it was published
 
     def put_nowait(self, item: Any) -> None:
@@ -233,6 +234,22 @@ class DurableQueue(Lending):
             for _, _, draft in coded:
                 if draft is not None:
                     draft.discard()
+
+    def _put_small(self, coded: Coded) -> bool:
+        """`_put` of one item without a file, in three quarters of the time."""
+        with self._door as state:
+            if state[h.FLAGS]:
+                raise ShutDown
+            if self.maxsize > 0 and not self._size(state) < self.maxsize:
+                return False
+            number = state[h.PUTS]
+            head = self._items.append(state[h.HEAD], number, coded[0], coded[1])
+            if self._sync:
+                self._items.sync(head)
+            state[h.UNFINISHED] += 1
+            state[h.HEAD], state[h.PUTS] = head, number + 1
+            self._header.write(state)
+        return True
 
     def _put(self, coded: Sequence[Coded]) -> bool:
         """Append and publish; False when there is no room."""

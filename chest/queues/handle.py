@@ -47,11 +47,12 @@ log = logging.getLogger("chest")
 class Door:
     """Both locks of a queue, as a context manager that gives the state."""
 
-    __slots__ = ("_handle", "_mutex")
+    __slots__ = ("_handle", "_mutex", "_waits")
 
     def __init__(self, handle: Handle) -> None:
         self._handle = handle
         self._mutex = threading.Lock()
+        self._waits = handle._timeout is None and system.POSIX  # as long as it takes
 
     def __enter__(self) -> State:
         self._mutex.acquire()
@@ -60,7 +61,7 @@ class Door:
             if handle._closed:
                 handle._refuse()
             home = handle._home
-            if handle._timeout is None and system.POSIX:
+            if self._waits:
                 locks.flock(home.lock_fd, locks.EXCLUSIVE)
             elif not home.lock(handle._timeout):
                 handle._refuse_locked()

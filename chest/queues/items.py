@@ -21,6 +21,7 @@ import logging
 import os
 import struct
 from collections.abc import Callable, Sequence
+from mmap import ALLOCATIONGRANULARITY
 from typing import NamedTuple
 
 import xxhash
@@ -28,11 +29,14 @@ import xxhash
 from chest import errors, system
 from chest.folder import Folder, refused
 from chest.records import SIGNED, Signer
+from chest.system import FileMap
 
 __all__ = ["DamagedError", "Items", "Record", "segment_of"]
 
 SEGMENT_NBYTES = 1 << 20  # a segment that has more gets no further record
 AHEAD_NBYTES = 1 << 16  # read at once
+WINDOW_NBYTES = 1 << 17  # of a segment that are mapped to append to
+COPIED_NBYTES = 1 << 12  # a larger record is written; moving the window takes 20 µs
 MOST_OPEN = 4  # segments whose descriptor is kept
 SHIFT, OFFSET = 32, (1 << 32) - 1
 SIGNED_BIT = 1 << 31
@@ -112,6 +116,8 @@ class Items:
         self._bit = SIGNED_BIT if sign else 0
         self._sync = sync
         self._fds: dict[int, int] = {}
+        self._window: FileMap | None = None
+        self._window_at = self._window_end = 0  # positions
         self._ahead = b""
         self._ahead_at = self._ahead_end = 0  # positions
 
@@ -144,12 +150,37 @@ class Items:
             data = _check_of(_digest(body, head)) + body
             if self._sign is not None:
                 data += self._sign(body, head)
-            fd = self._fds.get(head >> SHIFT)
-            if fd is None:
-                fd = self._open(head >> SHIFT, make=True)
-            return head + _write(fd, data, head & OFFSET)
+            after = head + len(data)
+            if not self._window_at <= head <= after <= self._window_end:
+                fd = self._fds.get(head >> SHIFT)
+                if fd is None:
+                    fd = self._open(head >> SHIFT, make=True)
+                if len(data) > COPIED_NBYTES or not self._move_window(fd, head):
+                    return head + _write(fd, data, head & OFFSET)
+            window, at = self._window, head - self._window_at
+            assert window is not None
+            window[at : at + len(data)] = data
+            return after
         except OSError as error:
             raise self._refused(error, head) from error
+
+    def _move_window(self, fd: int, head: int) -> bool:
+        """Map the part of a segment that begins at *head*; whether that was possible."""
+        # A copy takes 0.1 µs, a write 1. Only who has the lock writes behind the head,
+        # and readers go as far as the head: they never see half a copy. What is mapped
+        # has room on the disk, so that copying cannot fail.
+        start = (head & OFFSET) - (head & OFFSET) % ALLOCATIONGRANULARITY
+        try:
+            os.posix_fallocate(fd, start, WINDOW_NBYTES)
+            self._window = system.map_shared(fd, WINDOW_NBYTES, start=start)
+        except (AttributeError, OSError) as error:
+            # The disk is full, perhaps, and has room for this record still.
+            log.debug("%s: not mapped to append: %s", self._home.path, error)
+            self._forget_window()
+            return False
+        self._window_at = (head >> SHIFT << SHIFT) + start
+        self._window_end = self._window_at + WINDOW_NBYTES
+        return True
 
     def sync(self, head: int) -> None:
         """Wait until the disk has all that was written before *head*.
@@ -332,14 +363,20 @@ class Items:
         fd = self._fds.pop(segment, None)
         if fd is not None:
             system.close(fd)
+        if segment == self._window_at >> SHIFT:
+            self._forget_window()
         name = self._name(segment)
         try:
             self._home.unlink(name, missing_ok=True)
         except OSError as error:
             log.info("%s is left: %s", self._home.join(name), error)
 
+    def _forget_window(self) -> None:
+        self._window, self._window_at, self._window_end = None, 0, 0
+
     def close(self) -> None:
-        """Release the descriptors."""
+        """Release the descriptors, and the map."""
+        self._forget_window()
         for fd in self._fds.values():
             system.close(fd)
         self._fds.clear()

@@ -29,6 +29,7 @@ unlock = locks.unlock
 FileMap = maps.FileMap
 address = maps.address
 map_file = maps.map_file
+map_shared = maps.map_shared
 map_shared_words = maps.map_shared_words
 untouched = maps.untouched
 give_back_memory = memory.give_back_memory

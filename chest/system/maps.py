@@ -19,7 +19,14 @@ if TYPE_CHECKING:
 
     from chest.protocols import Buffer
 
-__all__ = ["FileMap", "address", "map_file", "map_shared_words", "untouched"]
+__all__ = [
+    "FileMap",
+    "address",
+    "map_file",
+    "map_shared",
+    "map_shared_words",
+    "untouched",
+]
 
 HUGE = 2 << 20  # bytes; a reservation of whole huge pages is given an aligned address,
 ALIGN_FROM = 16 << 20  # and then 32 MiB take 16 page faults to read instead of 500
@@ -71,6 +78,30 @@ def map_file(
         return memoryview(bytearray()) if writable else memoryview(b"")
     access = mmap.ACCESS_COPY if writable else mmap.ACCESS_READ
     return memoryview(_map(fd, size, access, start))[:size]
+
+
+def map_shared(fd: int, size: int, *, start: int = 0) -> FileMap:
+    """Map *size* bytes of a file, from *start* on, to be written to.
+
+    What is written into the map is in the file, for all who read or map it, and stays
+    there when this process is killed.
+
+    Parameters
+    ----------
+    fd : int
+        Open for reading and writing; may be closed afterwards.
+    size : int
+        Bytes, at most those of the file from there on. They should have their room on
+        the disk (``os.posix_fallocate``): a page that finds none kills the process.
+    start : int
+        A multiple of `mmap.ALLOCATIONGRANULARITY`.
+
+    Raises
+    ------
+    OSError, ValueError
+        As `map_file`.
+    """
+    return _map(fd, size, mmap.ACCESS_WRITE, start)
 
 
 def map_shared_words(fd: int, size: int, *, writable: bool = True) -> memoryview:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import pickle
 import queue
@@ -14,6 +15,7 @@ import pytest
 
 from chest import Chest, DurableQueue, FlushQueue, errors
 from chest.queues.durable import ShutDown
+from chest.queues.header import HEAD, Header
 from chest.queues.items import SEGMENT_NBYTES
 
 
@@ -524,7 +526,7 @@ def test_a_damaged_item_is_reported_once_and_never_read(
 ) -> None:
     with DurableQueue(chest_dir) as q:
         q.put("a" * 50)
-        first = os.stat(f"{q.path}/items-0000").st_size
+        first = q._header.glimpse()[HEAD]
         q.put_many(["b" * 50, "c"])
         damage(f"{q.path}/items-0000", first + at)
         assert q.get() == "a" * 50
@@ -532,6 +534,66 @@ def test_a_damaged_item_is_reported_once_and_never_read(
             q.get()
         assert q.get() == "c"
         assert q.unfinished_tasks == 2
+
+
+@pytest.mark.parametrize("sign_key", [None, b"k" * 32], ids=["", "signed"])
+def test_items_of_all_sizes_come_in_order_wherever_the_window_is(
+    chest_dir: Path, sign_key: bytes | None
+) -> None:
+    sizes = [0, 100, 4_000, 4_100, 30_000, 65_000]
+    items = [bytes(sizes[number * 7 % 31 % 6]) for number in range(300)]
+    with (
+        DurableQueue(chest_dir, sign_key=sign_key) as one,
+        DurableQueue(chest_dir, sign_key=sign_key) as other,
+    ):
+        for number, item in enumerate(items):
+            (one, other)[number // 3 % 2].put((number, item))
+        assert [other.get() for _ in items[:100]] == [*enumerate(items[:100])]
+    with DurableQueue(chest_dir, sign_key=sign_key) as one:
+        assert [one.get()[1] for _ in items[100:]] == items[100:]
+        assert one.empty()
+
+
+@pytest.mark.parametrize(
+    ("copied", "everything"), [(10, False), (0, True)], ids=["a part", "all of it"]
+)
+def test_a_record_whose_writer_died_before_it_was_published_is_nobodys(
+    chest_dir: Path, copied: int, everything: bool
+) -> None:
+    with DurableQueue(chest_dir) as q:
+        q.put("first")
+        child = os.fork()
+        if not child:
+            try:
+                Header.write = None  # no more than the record is written
+                head = q._header.read()[HEAD] - q._items._window_at
+                q._items._window[head : head + copied] = b"x" * copied
+                if everything:
+                    q.put("x" * 100)
+            finally:
+                os._exit(7)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+        q.put("second")
+        assert (q.qsize(), q.get(), q.get(), q.empty()) == (2, "first", "second", True)
+    with DurableQueue(chest_dir) as q:
+        q.put("third")
+        assert (q.get(), q.empty()) == ("third", True)
+
+
+@pytest.mark.parametrize("error", [errno.ENOSPC, errno.EOPNOTSUPP])
+def test_where_no_room_can_be_had_ahead_items_are_written_one_by_one(
+    chest_dir: Path, error: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(error, os.strerror(error))
+
+    monkeypatch.setattr(os, "posix_fallocate", refuse)
+    with DurableQueue(chest_dir) as q:
+        for number in range(3):
+            q.put(number)
+        size = os.stat(f"{q.path}/items-0000").st_size
+        assert size == q._header.glimpse()[HEAD]
+        assert [q.get() for _ in range(3)] == [0, 1, 2]
 
 
 def test_a_missing_segment_is_reported_once(chest_dir: Path) -> None:
