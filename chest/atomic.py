@@ -29,7 +29,7 @@ from chest.memory import Options, Slot, Weight, weigh
 from chest.packing import INLINE_NBYTES
 from chest.records import Entry
 from chest.sizing import SCALARS
-from chest.spill import MOST_DRAFTS, Written
+from chest.spill import MOST_DRAFTS, Written, line_of
 from chest.transaction import Transaction
 
 __all__ = ["Atomic"]
@@ -490,7 +490,11 @@ class Atomic(Bulk):
         index = self._manifest.index
         gone = index.held(key) if index.expired else old
         self._manifest.append_one(key, entry, old)
-        if gone is None or type(gone) is Packed or not gone.name:
+        return () if gone is None else self._retire(gone)
+
+    def _retire(self, gone: AnyEntry) -> Sequence[str]:
+        """Free the name of what was replaced or deleted; as `_replace`."""
+        if type(gone) is Packed or not gone.name:
             return ()  # no file goes with it
         return self._spill.retire([gone])
 
@@ -580,8 +584,8 @@ class Atomic(Bulk):
         entry = self._manifest.index.get(key)
         names: Sequence[str] = ()
         if entry is not None:
-            text = entry.text if type(entry) is Entry else keys.encode(key)
-            names = self._replace(key, Entry(text, gone="key"), entry)
+            self._manifest.end_one(key, line_of(key, entry), entry)
+            names = self._retire(entry)
         elif key not in self._values:
             raise KeyError(key)
         if key in self._values:

@@ -12,14 +12,7 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
-from collections.abc import (
-    Callable,
-    Collection,
-    Hashable,
-    Iterator,
-    Mapping,
-    Sequence,
-)
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from itertools import count, islice, repeat
 from typing import Any
 
@@ -254,6 +247,13 @@ class Index:
             self.entries.update(dict.fromkeys(live))  # lest a row speaks for them
             self._count -= len(live)
 
+    def end(self, key: Hashable, old: AnyEntry) -> None:
+        """Let one record end a key whose live entry is *old*."""
+        self.records += 1
+        self.note([key])
+        self._end(key, old)
+        del self.expired[key]  # the record has ended it
+
     def apply(self, key: Hashable, entry: Entry) -> None:
         """Let one record change the live entries."""
         self.change(key, entry, None if entry.gone == "all" else self.get(key))
@@ -293,8 +293,7 @@ class Index:
             return
         if old is not None:
             self._outdate(key, old)
-        if self.expired:
-            self.expired.pop(key, None)
+        self.expired.pop(key, None)
         if entry.gone:
             self._remove(key, old)
         else:
@@ -457,8 +456,7 @@ class Index:
         latest = self._latest
         if latest[0] is key:
             return latest[1]
-        base = self.base
-        assert base is not None
+        base: Any = self.base
         try:
             entry = base.find(key)
         except LOST:
@@ -471,8 +469,7 @@ class Index:
         entry: AnyEntry | None = self.entries.get(key, MISSING)
         if entry is not MISSING:
             return entry is not None
-        base = self.base
-        assert base is not None
+        base: Any = self.base
         try:
             return base.find(key) is not None
         except LOST:
@@ -480,8 +477,8 @@ class Index:
             return self.has(key)
 
     def _ordered_both(self) -> dict[Hashable, AnyEntry]:
-        base, entries = self.base, self.entries
-        assert base is not None
+        base: Any = self.base
+        entries = self.entries
         try:
             found: dict[Hashable, AnyEntry] = {}
             for row, key in enumerate(base.keys()):

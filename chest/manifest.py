@@ -264,6 +264,13 @@ class Manifest(LogFile):
             entry.generation = number
         self.index.change(key, entry, old)
 
+    def end_one(self, key: Hashable, text: bytes, old: AnyEntry) -> None:
+        """`end` of one key, whose entry is *old*."""
+        number = self.generation + 1
+        self._write(self._lines.ending([text], number))
+        self.generation = number
+        self.index.end(key, old)
+
     @property
     def wasteful(self) -> bool:
         """The log holds more than twice as many records as live entries."""

@@ -46,7 +46,7 @@ from chest.signing import Key
 from chest.small import is_small
 from chest.stores.local import Discard, Draft, FolderDraft, LocalStore
 
-__all__ = ["Job", "SpillTier", "Written"]
+__all__ = ["Job", "SpillTier", "Written", "line_of"]
 
 log = logging.getLogger("chest")
 
@@ -524,13 +524,15 @@ class SpillTier(ReadTier):
 
 def _texts(live: Mapping[Hashable, AnyEntry]) -> list[bytes]:
     """The JSON texts of these keys, which have these entries."""
-    # A str is its own text, which need not be read from a pack.
     if {*map(type, live)} == {str}:
         return keys.lines([*live])
-    return [
-        keys.line(key) if type(key) is str else msgspec.json.encode(entry.text)
-        for key, entry in live.items()
-    ]
+    return [line_of(key, entry) for key, entry in live.items()]
+
+
+def line_of(key: Hashable, entry: AnyEntry) -> bytes:
+    """The JSON text of a key that has this entry."""
+    # A str is its own text, which need not be read from a pack.
+    return keys.line(key) if type(key) is str else msgspec.json.encode(entry.text)
 
 
 def _file_numbers() -> Callable[[], int]:
