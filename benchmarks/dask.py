@@ -24,6 +24,7 @@ from chest import Chest
 __all__ = ["main"]
 
 Figures = dict[str, float]
+LEAST_LIMIT = 300 * MB  # with less, a worker has no room; it holds no --quick size
 
 
 @contextlib.contextmanager
@@ -38,7 +39,7 @@ def one_worker(kind: str, folder: Path, limit: int) -> Iterator[Any]:
         LocalCluster(
             n_workers=1,
             threads_per_worker=2,
-            memory_limit=limit,
+            memory_limit=limit if limit >= LEAST_LIMIT else 4 * LEAST_LIMIT,
             preload=preload,
             local_directory=str(folder),
             dashboard_address=None,
@@ -71,10 +72,13 @@ def product(kind: str, folder: Path, limit: int) -> Figures:
     from distributed import wait
 
     rows, columns = 2000, 3 * limit // 8 // 2000
+    blocks = 60 if limit >= LEAST_LIMIT else 2
     with one_worker(kind, folder, limit) as client:
         rng = da.random.default_rng(1)
         with Timer() as timer:
-            x = rng.random((rows, columns), chunks=(rows // 4, columns // 60)).persist()
+            x = rng.random(
+                (rows, columns), chunks=(rows // 4, columns // blocks)
+            ).persist()
             wait(x)
             (x @ x.T).sum().compute()
         del x
@@ -88,7 +92,7 @@ def shuffle(method: str, kind: str, folder: Path, limit: int) -> Figures:
     import pandas as pd
     from distributed import wait
 
-    parts = 120
+    parts = 120 if limit >= LEAST_LIMIT else 6
     rows = 3 * limit // 32 // parts
 
     def make(number: int) -> Any:
@@ -172,18 +176,18 @@ def _increment(x: int) -> int:
 
 # function, its size, its size for --quick, repetitions, rivals
 WORKLOADS: dict[str, tuple[Callable[[str, Path, int], Figures], int, int, int, str]] = {
-    "product": (product, 400 * MB, 300 * MB, 3, "SpillBuffer"),
+    "product": (product, 400 * MB, 8 * MB, 3, "SpillBuffer"),
     "shuffle_tasks": (
         functools.partial(shuffle, "tasks"),
         800 * MB,
-        800 * MB,
+        8 * MB,
         1,
         "SpillBuffer",
     ),
     "shuffle_p2p": (
         functools.partial(shuffle, "p2p"),
         800 * MB,
-        800 * MB,
+        8 * MB,
         3,
         "SpillBuffer",
     ),

@@ -15,11 +15,12 @@ import logging
 import re
 import sys
 import time
+import warnings
 import weakref
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from threading import BoundedSemaphore
-from typing import Any
+from typing import Any, Self
 
 import dask
 import dask.threaded
@@ -31,6 +32,7 @@ from dask.core import flatten
 from chest.core import Chest
 from chest.errors import ChestError, short
 from chest.keeper import reopen
+from chest.memo.elsewhere import running_client
 from chest.settings import Settings
 
 __all__ = ["Results", "Shelf", "checkpoint", "compute", "get", "name_of"]
@@ -187,7 +189,8 @@ class Results(Callback):
     """Keep what tasks return, and do not run tasks whose result is there.
 
     For dask's own schedulers (``"threads"``, ``"processes"``, ``"synchronous"``), as a
-    context manager. With a distributed client use `compute` or `get`.
+    context manager. With a distributed client use `compute` or `get`: when the block ends
+    and only such a client ran in it, a RuntimeWarning says so.
 
     Parameters
     ----------
@@ -224,8 +227,27 @@ class Results(Callback):
         super().__init__()
         self._shelf, self._min_cost = Shelf(chest), min_cost
         self._runs: dict[int, _Run] = {}
+        self._used = False
+
+    def __enter__(self) -> Self:
+        """Keep results from now on."""
+        self._used = False
+        super().__enter__()
+        return self
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        """Keep no more; say so if a distributed client ran what there was to run."""
+        super().__exit__(kind, error, trace)
+        if error is None and not self._used and running_client() is not None:
+            msg = (
+                "chest.dask.Results kept nothing: dask's own schedulers ran nothing in its "
+                "block, and it does not see what a distributed client runs. Use "
+                "chest.dask.compute(..., store=c), or scheduler='threads'"
+            )
+            warnings.warn(msg, RuntimeWarning, stacklevel=2)
 
     def _start(self, dsk: dict[Any, Any]) -> None:
+        self._used = True
         run = self._runs[id(dsk)] = _Run(self._shelf, dsk)
         run.use_hits()
 

@@ -19,7 +19,7 @@ import pandas as pd
 from distributed import Client, LocalCluster, Worker, wait
 
 from chest import Chest
-from chest.dask import SpillChest, compute, get
+from chest.dask import Results, SpillChest, compute, get
 
 MB = 1_000_000
 
@@ -112,6 +112,21 @@ def test_a_chest_finds_the_limit_of_the_worker_whose_data_it_is(cluster):
 
     assert list(worker.data.slow) == [x.key]  # this process has more than 28 MB
     del worker, x
+
+
+def test_results_say_that_a_client_runs_past_them(cluster, chest_dir):
+    cluster(n_workers=1, processes=False, memory_limit="1GB")
+    x = da.ones(4, chunks=2).sum()
+
+    with (
+        Chest(chest_dir) as c,
+        pytest.warns(RuntimeWarning, match="does not see what a distributed client"),
+        Results(c, min_cost=0),
+    ):
+        assert x.compute() == 4
+    with Chest(chest_dir) as c, Results(c, min_cost=0):
+        assert x.compute(scheduler="threads") == 4
+        assert len(c) > 0
 
 
 GIVEN = {"data": (SpillChest, {"available_memory": "180MB"})}  # 60 %, as many have it

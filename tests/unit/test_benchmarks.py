@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import threading
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -393,3 +394,19 @@ def test_growth_is_drawn_from_a_written_run_and_again_the_same(tmp_path: Path) -
 
     assert b"<svg" in (tmp_path / "one.svg").read_bytes()
     assert (tmp_path / "one.svg").read_bytes() == (tmp_path / "two.svg").read_bytes()
+
+
+@pytest.mark.parametrize("names", [["product", "shuffle_p2p"], ["shuffle_tasks"], []])
+def test_workloads_of_dask_run_tiny(names, capsys) -> None:
+    pytest.importorskip("distributed")
+    from benchmarks.dask import WORKLOADS as OF_DASK
+    from benchmarks.dask import main as compare
+
+    names = names or ["get_spilled", "second_run", "nothing_stored"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        compare(["--quick", *names])
+
+    shown = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
+    assert list(dict.fromkeys(shown)) == names
+    assert set(names) <= set(OF_DASK)
