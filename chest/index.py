@@ -138,6 +138,7 @@ class Index:
         self.expired.clear()
         self._count = 0  # of live keys, where there is a base
         self._in_order = True
+        self._reborn = False  # keys of `entries` were gone: not in order, over a base
         self._end_row = 0  # of the base; from here on newer entries speak for all keys
         # Keys born last and their births, in order; some may be gone. Empty: not known.
         self._newest: deque[tuple[Hashable, int]] = deque(maxlen=MOST_NEWEST)
@@ -395,7 +396,7 @@ class Index:
             batch.kill_many(dead)
         births = batch.births()
         new = births[0] > self.last_birth and births == sorted(births)
-        # Keys that were deleted since the checkpoint are there, and stand last now.
+        # Keys that were deleted since the checkpoint are there, as None.
         if new and not (dead or live) and entries.keys().isdisjoint(named):
             # The usual case, new keys in order, at the speed of C.
             packed = map(Packed, repeat(batch), places)
@@ -490,9 +491,8 @@ class Index:
         except LOST:
             self.lose_base()
             return self.ordered()
-        for key, entry in entries.items():
-            if entry is not None and key not in found:
-                found[key] = entry
+        born = [pair for pair in entries.items() if pair[1] and pair[0] not in found]
+        found.update(sorted(born, key=_order) if self._reborn else born)
         return found if self._in_order else _by_birth(found)
 
     def succeed(self, other: Index, *, same_log: bool) -> None:
@@ -521,7 +521,8 @@ class Index:
         kept = old is not None and old.birth == birth
         if self.base is not None and old is None:
             self._count += 1
-            self.entries.pop(key, None)  # a key that is born anew stands last
+            # It stays where it is: who reads without the lock would find its row meanwhile.
+            self._reborn = self._reborn or key in self.entries
         if old is not None and not kept:
             # Moved. Not taken out and put in again: who reads without the lock would miss
             # it meanwhile.

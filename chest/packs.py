@@ -414,12 +414,17 @@ class Packs:
             self.forget(oldest)
 
     def _map(self, name: str, fd: int) -> bool:
-        """Map a pack, as long as it is now, unless too much is mapped already."""
+        """Map a pack, as long as it is now, unless too much is mapped; whether it is."""
         size = os.fstat(fd).st_size
-        others = sum(len(each) for other, each in self._maps.items() if other != name)
+        maps = [*self._maps.items()]  # at once: other threads change it
+        others = sum(len(each) for other, each in maps if other != name)
         if others + size > self._mappable or len(self._maps) >= MOST_OPEN:
             return False
-        self._maps[name] = cast("FileMap", system.map_file(fd, size).obj)
+        try:
+            view = system.map_file(fd, size)
+        except OSError:  # no address space, or too many maps
+            return False
+        self._maps[name] = cast("FileMap", view.obj)
         return True
 
 

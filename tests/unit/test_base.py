@@ -131,6 +131,38 @@ def test_the_last_keys_are_popped_one_by_one_whoever_removed_others(
         assert [*other] == []
 
 
+def test_a_key_that_is_born_anew_stands_last_and_never_shows_what_it_was(
+    seen: Chest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who reads without the lock looks at any moment."""
+
+    class Watched(dict[Any, Any]):
+        """Has a reader look after each change."""
+
+        def pop(self, key: Any, *default: Any) -> Any:
+            found = super().pop(key, *default)
+            looks.append(index.get("k1"))
+            return found
+
+        def __setitem__(self, key: Any, entry: Any) -> None:
+            super().__setitem__(key, entry)
+            looks.append(index.get("k1"))
+
+    looks: list[Any] = []
+    with seen as c:
+        for key in ("k1", "k2"):
+            del c[key]
+        index = c._manifest.index
+        was = base_of(c).find("k1")
+        monkeypatch.setattr(index, "entries", Watched(index.entries))
+        c.add("k2", "anew")
+        c.add("k1", "anew")
+        assert was not in looks
+        assert looks[-1] is not None
+        assert [*c][-2:] == ["k2", "k1"]
+        assert c.popitem() == ("k1", "anew")
+
+
 def test_without_its_checkpoint_a_chest_deletes_the_same(
     seen: Chest, chest_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

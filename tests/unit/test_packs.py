@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -259,6 +260,54 @@ def test_what_was_appended_to_a_mapped_pack_is_read(home: Folder) -> None:
         assert values(mine, batch, count) == some(count).datas
     assert len(mine._maps[one.name]) == os.stat(home.join(one.name)).st_size
     mine.close()
+
+
+def test_what_cannot_be_mapped_is_read(
+    home: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_args: object, **_named: object) -> None:
+        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+
+    mine = Packs(home, trusting, 1 << 20)
+    batch = mine.write(some(5000), sync=False)
+    monkeypatch.setattr(system, "map_file", refuse)
+    assert values(mine, reread(mine, batch), 5000) == some(5000).datas
+    assert not mine._maps
+    mine.close()
+
+
+def test_threads_map_packs_and_let_go_of_them_at_once(
+    home: Folder, mine: Packs
+) -> None:
+    batches = []
+    for number in range(60):
+        batches.append(mine.write(some(3, name=f"{number}-"), sync=False))
+        mine.end()
+    mapped = Packs(home, trusting, 1 << 20)
+    failed: list[BaseException] = []
+
+    def read(first: int) -> None:
+        try:
+            for turn in range(first, first + 1500):
+                number = turn * 7 % 60
+                expected = some(3, name=f"{number}-").datas
+                assert values(mapped, batches[number], 3) == expected
+                mapped.forget(batches[turn * 11 % 60].name)
+        except BaseException as error:
+            failed.append(error)
+
+    threads = [threading.Thread(target=read, args=(first,)) for first in range(4)]
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(before)
+    mapped.close()
+    assert failed == []
 
 
 def test_a_large_index_on_a_network_file_system_is_read(
