@@ -289,6 +289,8 @@ def open_base(
         about = msgspec.json.decode(table.about, type=About)
         if (about.id, about.first) != log_file or about.position > size:
             return None
+        if not len(table):
+            return None  # `Base.find` counts on a slot; there is hardly a log to read
         return Base(table, about, packs, load_key)
     except (Damaged, OSError, ValueError, errors.CorruptChestError) as error:
         log.info("%s is not used: %s", home.join(INDEX), error)

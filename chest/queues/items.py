@@ -116,6 +116,7 @@ class Items:
         self._bit = SIGNED_BIT if sign else 0
         self._sync = sync
         self._fds: dict[int, int] = {}
+        self._keeps_room: bool | None = None  # asked when it is first needed
         self._window: FileMap | None = None
         self._window_at = self._window_end = 0  # positions
         self._ahead = b""
@@ -169,6 +170,10 @@ class Items:
         # A copy takes 0.1 µs, a write 1. Only who has the lock writes behind the head,
         # and readers go as far as the head: they never see half a copy. What is mapped
         # has room on the disk, so that copying cannot fail.
+        if self._keeps_room is None:
+            self._keeps_room = system.keeps_room(self._home.path)
+        if not self._keeps_room:
+            return False
         start = (head & OFFSET) - (head & OFFSET) % ALLOCATIONGRANULARITY
         try:
             os.posix_fallocate(fd, start, WINDOW_NBYTES)

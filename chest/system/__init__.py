@@ -38,5 +38,6 @@ real_memory = memory.real_memory
 boot = places.boot
 filesystem = places.filesystem
 is_private = places.is_private
+keeps_room = places.keeps_room
 network = places.network
 run_beside = threads.run_beside

@@ -11,7 +11,9 @@ import os
 import stat
 import sys
 
-__all__ = ["boot", "filesystem", "is_private", "network"]
+__all__ = ["boot", "filesystem", "is_private", "keeps_room", "network"]
+
+COPY_ON_WRITE = frozenset(("bcachefs", "btrfs", "zfs"))
 
 # Of these, several hosts can have one mounted; what one maps or locks (a folder above
 # all) the others need not see. A FUSE file system may be anything.
@@ -53,6 +55,15 @@ def filesystem(path: str) -> str:
     except OSError:
         return ""
     return _mounted(lines, os.fsencode(os.path.realpath(path)))
+
+
+def keeps_room(path: str) -> bool:
+    """Whether room that a file has on the disk serves each time it is written to.
+
+    Not where what is changed is written elsewhere, as on btrfs and ZFS: there
+    ``os.posix_fallocate`` promises nothing. Costs as `filesystem`.
+    """
+    return filesystem(path) not in COPY_ON_WRITE
 
 
 def network(path: str, st: os.stat_result) -> str:

@@ -17,6 +17,7 @@ from chest import Chest, DurableQueue, FlushQueue, errors
 from chest.queues.durable import ShutDown
 from chest.queues.header import HEAD, Header
 from chest.queues.items import SEGMENT_NBYTES
+from chest.system import places
 
 
 class Clock:
@@ -593,6 +594,17 @@ def test_where_no_room_can_be_had_ahead_items_are_written_one_by_one(
             q.put(number)
         size = os.stat(f"{q.path}/items-0000").st_size
         assert size == q._header.glimpse()[HEAD]
+        assert [q.get() for _ in range(3)] == [0, 1, 2]
+
+
+def test_nothing_is_mapped_to_append_where_room_on_the_disk_does_not_stay(
+    chest_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(places, "filesystem", lambda path: "btrfs")
+    with DurableQueue(chest_dir) as q:
+        for number in range(3):
+            q.put(number)
+        assert q._items._window is None
         assert [q.get() for _ in range(3)] == [0, 1, 2]
 
 
