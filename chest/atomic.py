@@ -408,19 +408,18 @@ class Atomic(Bulk):
         self, value: Any, options: Options | None
     ) -> tuple[Weight, bytes | None]:
         """What a value weighs, and its pickle if it may lie in the log."""
-        scalar = type(value) in SCALARS
-        weight = (getsizeof(value), None) if scalar else weigh(value)
-        if (
-            not self._packs
-            or weight[0] > INLINE_NBYTES
-            or (options is not None and options[0] not in ORDINARY_FORMATS)
-        ):
-            return weight, None
-        if scalar:
-            data = dumps(value, 5)
-            # Once more: a str keeps its UTF-8, which pickling has made.
-            return (getsizeof(value), None), data
-        return weight, self._spill.small(value)
+        kind = type(value)
+        ordinary = self._packs and (options is None or options[0] in ORDINARY_FORMATS)
+        if kind in SCALARS:
+            plain, data = getsizeof(value), None
+            if ordinary and plain <= INLINE_NBYTES:
+                data = dumps(value, 5)
+                if kind is str:
+                    plain = getsizeof(value)  # it keeps its UTF-8, which pickling made
+            return (plain, None), data
+        weight = weigh(value)
+        small = ordinary and weight[0] <= INLINE_NBYTES
+        return weight, self._spill.small(value) if small else None
 
     def _publish_small(
         self,
@@ -451,11 +450,19 @@ class Atomic(Bulk):
         )
         if options:
             entry.mapped = options[1]
-        replaced = self._replace(key, entry, old)
+        manifest = self._manifest
+        index = manifest.index
+        gone = index.held(key) if index.expired else old
+        manifest.append_one(key, entry, old)
+        replaced: Sequence[str] = ()
+        if gone is not None and gone.name:
+            replaced = self._retire(gone)
         spill = self._spill
         spill.written += 1
         spill.written_bytes += size
-        slot = memory.slot(key)
+        slot = memory.slots.get(key)
+        if slot is None and key in memory.values:
+            slot = memory.slot(key)
         if buffers is None and not options:
             if slot is None:
                 if memory.used + plain <= memory.budget:
@@ -480,20 +487,11 @@ class Atomic(Bulk):
             memory.drop(slot)  # it is written, so it goes before others have to
         return replaced
 
-    def _replace(
-        self, key: Hashable, entry: Entry, old: AnyEntry | None
-    ) -> Sequence[str]:
-        """Publish that *entry* takes the place of *old*, in a record of its own.
+    def _retire(self, gone: AnyEntry) -> Sequence[str]:
+        """Free the name of what was replaced or deleted.
 
         Locks held. Returns names to delete once they are free.
         """
-        index = self._manifest.index
-        gone = index.held(key) if index.expired else old
-        self._manifest.append_one(key, entry, old)
-        return () if gone is None else self._retire(gone)
-
-    def _retire(self, gone: AnyEntry) -> Sequence[str]:
-        """Free the name of what was replaced or deleted; as `_replace`."""
         if type(gone) is Packed or not gone.name:
             return ()  # no file goes with it
         return self._spill.retire([gone])

@@ -14,7 +14,7 @@ from typing import Any
 
 from chest import errors, folder, lifetime, system
 from chest.records import Header, Lines
-from chest.system import locks
+from chest.system import POSIX, locks
 
 __all__ = ["NAME", "LogFile", "Polled", "Unmapped"]
 
@@ -36,7 +36,7 @@ class LogFile:
     timeout: float | None
     path: str
     word: Any
-    seen: int
+    seen: int  # the word of a log that ends at `_position`
     _home: folder.Folder
     _lines: Lines
     _fd: int
@@ -84,28 +84,44 @@ class LogFile:
         with folder.refusals(self.path, "could not be written anew"):
             self._home.write_aside(NAME, [first], sync=self.sync)
 
-    def _write(self, line: bytes) -> None:
-        """Write a record at the end of the log, and say so; or nothing of it is left."""
-        end = self._position
+    def _write(self, line: bytes) -> tuple[int, int]:
+        """Say how long the log gets, and write a record at its end; or nothing is left.
+
+        Returns what `_position` and `seen` have to be once the record is applied.
+        """
+        # Each publication comes here: calls are few, and spelled out. Announced first:
+        # should this process die before it has written, the next writer finds a word that
+        # is not what it has read, and need not ask for the file's end each time.
+        end, size = self._position, len(line)
+        word = self.word
+        told = type(word) is memoryview
+        if told:
+            length = ((end + size) & 0xFFFFFFFF).to_bytes(4, "big")
+            word[1] = seen = _integer(hexlify(length), "little")
         try:
-            system.pwrite_all(self._fd, line, end)
+            done = os.pwrite(self._fd, line, end) if POSIX else 0
+            if done < size:
+                system.pwrite_all(self._fd, line[done:], end + done)
             if self.sync:
                 system.sync_file(self._fd)
         except OSError as error:
             self._take_back(end)
             self._suspect = self.sync
             raise self._refused(error, "could not be written to") from error
-        self._position = end + len(line)
-        self._announce()
+        return end + size, seen if told else end + size
+
+    def _at_position(self) -> int:
+        """What the word is while the log ends where it was read to."""
+        if type(self.word) is not memoryview:
+            return self._position
+        length = (self._position & 0xFFFFFFFF).to_bytes(4, "big")
+        return _integer(hexlify(length), "little")
 
     def _announce(self) -> None:
-        """Let pollers see that the log grew."""
-        word = self.word
-        if type(word) is not memoryview:
-            self.seen = word[1]
-            return
-        length = (self._position & 0xFFFFFFFF).to_bytes(4, "big")
-        word[1] = self.seen = _integer(hexlify(length), "little")
+        """Let pollers see where the log ends, as far as it was read."""
+        self.seen = self._at_position()
+        if type(self.word) is memoryview:
+            self.word[1] = self.seen
 
     def _map_word(self) -> Any:
         """The word of the open file, or what does its work where it cannot be shared."""
@@ -118,10 +134,11 @@ class LogFile:
             self.word[1] = int.from_bytes(word, "little")
 
     def _take_back(self, end: int) -> None:
-        """Cut off what a failed write left."""
+        """Cut off what a failed write left, and say so."""
         # When this fails as well, the next writer finds a torn tail and cuts it (M2).
         with contextlib.suppress(OSError):
             os.ftruncate(self._fd, end)
+            self._announce()
 
     def is_held_here(self) -> bool:
         """Whether this process holds the folder's lock, by this or another handle."""
@@ -142,7 +159,7 @@ class LogFile:
     def _lock(self) -> None:
         """Take the lock between processes."""
         try:
-            if self.timeout is None and system.POSIX and self._home.lock_fd >= 0:
+            if self.timeout is None and POSIX and self._home.lock_fd >= 0:
                 locks.flock(self._home.lock_fd, locks.EXCLUSIVE)
                 self._depth = 1
                 return

@@ -41,7 +41,7 @@ from collections.abc import (
 )
 from contextlib import AbstractContextManager
 
-from chest import errors, folder, keys, system
+from chest import errors, folder, keys, lifetime, system
 from chest.base import INDEX, open_base
 from chest.batches import Batch, dead_places
 from chest.index import LOST, AnyEntry, Index
@@ -49,12 +49,14 @@ from chest.log import IS_MOVED, MOVED, NAME, LogFile, Unmapped
 from chest.packs import Packs
 from chest.records import MAGIC, Entry, Header, Lines, Signer
 from chest.rewrite import Rewrite, Source, starts_checkpoint
+from chest.system import locks
 
 __all__ = ["Manifest"]
 
 CHECKPOINT_SHARE = 8  # a checkpoint is written when 1/8 of the entries are newer
 log = logging.getLogger("chest")
 
+FEW = 4096  # bytes that are read at once of what others published meanwhile
 COMPACT_FROM = 1024  # records; a shorter log is not worth rewriting
 LOOK_EACH = 64  # publications; then a writer looks whether its log still has a name
 
@@ -138,23 +140,18 @@ class Manifest(LogFile):
         The keys it speaks of are added to `changed`; when the whole log had to be read
         again, `reloaded` is set instead. Lock: none.
         """
-        seen: int = self.word[1]
         with folder.refusals(self.path, "could not be read"):
-            if seen == IS_MOVED and self._was_replaced():
+            if self.word[1] == IS_MOVED and self._was_replaced():
                 self._reopen()
                 return True
             try:
-                grew = self._read_new()
+                return self._read_new()
             except errors.CorruptChestError:
                 # A pack that it speaks of went with the log, since the look above.
                 if not self._was_replaced():
                     raise
                 self._reopen()
                 return True
-        # Taken before reading: a record appended since then changes the word again. A
-        # file marked as moved may be marked again later, which its word would not show.
-        self.seen = -1 if seen == IS_MOVED else seen
-        return grew
 
     # -- change ------------------------------------------------------------------------
 
@@ -179,18 +176,20 @@ class Manifest(LogFile):
         if self._depth:
             self._depth += 1
             return
-        self._lock()
         try:
-            # As mostly: nobody has said, or written, anything since. The file's end is
-            # asked for because a writer may have died between its record and its word.
+            if self.word[1] != self.seen:
+                self._read_few()  # what is read before the lock, nobody waits for
+            self._lock()
+            # As mostly: nobody has said anything since, and so has not written either;
+            # or it is the little that others publish one by one.
+            if self.word[1] != self.seen:
+                self._read_few()
             if (
-                self.word[1] == self.seen
-                and os.lseek(self._fd, 0, os.SEEK_END) == self._position
-                and self.generation % LOOK_EACH
-                and not self._suspect
+                self.word[1] != self.seen
+                or not self.generation % LOOK_EACH
+                or self._suspect
             ):
-                return
-            self._prepare_to_write()
+                self._prepare_to_write()
         except BaseException as error:
             self.leave()
             if isinstance(error, OSError) and not isinstance(error, errors.ChestError):
@@ -200,10 +199,14 @@ class Manifest(LogFile):
     def leave(self) -> None:
         """End what `enter` began."""
         if self._depth == 1:
-            self._unlock()
+            self._depth = 0
+            locks.flock(self._home.lock_fd, locks.FREE)
+            if lifetime.postponed:
+                lifetime.work_off()
         elif self._depth:
             self._depth -= 1
-        # Else in a child that was forked meanwhile: the lock is the parent's.
+        # Else it was given back by `append_one`; or in a child that was forked meanwhile,
+        # where it is the parent's.
 
     def append(
         self,
@@ -235,14 +238,14 @@ class Manifest(LogFile):
             for entry in entries:
                 entry.generation = 0  # implied by the place in the log
         record = entries[0] if len(entries) == 1 else entries
-        self._write(self._lines.line(record, number))
-        self.generation = number
+        wrote = self._write(self._lines.line(record, number))
         for entry in entries:
             entry.generation = entry.generation or number
         for key, entry in pairs:
             self.index.apply(key, entry)
         if batch is not None:
             self.index.apply_batch(batch, named, dead_places(batch.record), live)
+        self.generation, (self._position, self.seen) = number, wrote
 
     def end(self, texts: Sequence[bytes], live: Mapping[Hashable, AnyEntry]) -> None:
         """Publish that all keys of *live* are gone, as `append` does.
@@ -250,26 +253,34 @@ class Manifest(LogFile):
         *live* has their entries, *texts* are their JSON texts, in the same order.
         """
         number = self.generation + 1
-        self._write(self._lines.ending(texts, number))
-        self.generation = number
+        wrote = self._write(self._lines.ending(texts, number))
         self.index.end_many([*live], live)
+        self.generation, (self._position, self.seen) = number, wrote
 
     def append_one(self, key: Hashable, entry: Entry, old: AnyEntry | None) -> None:
-        """`append` of one entry in the place of *old*, the live one of *key*."""
+        """`append` of one entry in the place of *old*, the live one of *key*.
+
+        The last thing to be done before `leave`: others need not wait for what follows,
+        so the lock is given back, but for one that was taken more than once.
+        """
         # What is published one by one goes this way, so each call counts.
         number = self.generation + 1
-        self._write(self._lines.line(entry, number))
-        self.generation = number
+        wrote = self._write(self._lines.line(entry, number))
         if not entry.generation:
             entry.generation = number
         self.index.change(key, entry, old)
+        self.generation, (self._position, self.seen) = number, wrote
+        if self._depth == 1:
+            self.leave()
 
     def end_one(self, key: Hashable, text: bytes, old: AnyEntry) -> None:
-        """`end` of one key, whose entry is *old*."""
+        """`end` of one key, whose entry is *old*; as `append_one`."""
         number = self.generation + 1
-        self._write(self._lines.ending([text], number))
-        self.generation = number
+        wrote = self._write(self._lines.ending([text], number))
         self.index.end(key, old)
+        self.generation, (self._position, self.seen) = number, wrote
+        if self._depth == 1:
+            self.leave()
 
     @property
     def wasteful(self) -> bool:
@@ -326,6 +337,7 @@ class Manifest(LogFile):
             self._open()
         self.changed, self.reloaded = changed, reloaded
         self.index.succeed(before, same_log=not rewrite.has_log)
+        self._announce()
         return True
 
     def compact(self) -> None:
@@ -411,15 +423,13 @@ class Manifest(LogFile):
             # Births that were given here and not published yet count as well.
             self._growing = Index(max(header.birth, self.index.birth))
             self.word = self._map_word()
-            seen = self.word[1]
             self._position = self._start = len(line)
             if checkpointed:
                 self._load_checkpoint()
             self._read_new()
             self._growing.end_again(self.index.expired)
             self.index = self._growing
-            # A file that is on its way out says so only once: look again next time.
-            self.seen = -1 if seen == IS_MOVED else seen
+            self.seen = self._at_position()
             self.changed, self.reloaded = set(), False
         elif head and self._legacy is not None:
             self._load_legacy()
@@ -485,50 +495,75 @@ class Manifest(LogFile):
         """
         if size < 0:
             size = os.lseek(self._fd, 0, os.SEEK_END)
-        if size <= self._position:
-            if size < self._position:  # a record was taken back: its fsync had failed
+        begin = self._position
+        if size <= begin:
+            if size < begin:  # a record was taken back: its fsync had failed
                 self._reopen()
-            return size < self._position
-        data = system.read_all(self._fd, self._position, size - self._position)
+            return size < begin
+        data = system.read_all(self._fd, begin, size - begin)
         word = self.word
-        start = self._take_plain(data, 0)
-        while (end := data.find(b"\n", start)) >= 0 and self._take(data[start:end]):
-            start = self._take_plain(data, end + 1)
+        if self._take_plain(data, begin) < len(data):
+            self._take_others(data, begin)
         if self.word is not word:
-            # The checkpoint turned out to be damaged on the way, and `_reread` has read
-            # all of the log; what was applied after that came too late.
-            self._load(checkpointed=False)
-            self.reloaded = True
+            self._load_again()
             return True
-        if end >= 0:
-            self._lines.check_torn(data, start, self._position, self.generation)
-        else:
-            self._lines.check_newline(data[start:], self._position, self.generation)
-        self._position += start
-        return start > 0
+        self.seen = self._at_position()
+        return self._position > begin
 
-    def _take_plain(self, data: bytes, start: int) -> int:
-        """Apply lines of one entry with a plain key each; where others begin."""
+    def _load_again(self) -> None:
+        """Read the log from its start: its checkpoint turned out to be damaged."""
+        # `_reread` has read all of it; what was applied after that came too late.
+        self._load(checkpointed=False)
+        self.reloaded = True
+
+    # Here and where records are written, the place in the log and the record's number
+    # change in one step, after what the record says was applied: whatever interrupts this
+    # (Ctrl-C), it is read again, to the same effect.
+
+    def _read_few(self) -> None:
+        """`_read_new` as far as it goes with one read, and there are plain records."""
+        # One call less than to ask for the size first.
+        data = system.read(self._fd, self._position, FEW)
+        word = self.word
+        self._take_plain(data, self._position)
+        if self.word is not word:
+            self._load_again()
+        else:
+            self.seen = self._at_position()
+
+    def _take_plain(self, data: bytes, begin: int) -> int:
+        """Apply lines of one entry with a plain key each; where others begin in *data*.
+
+        It is what the log has from *begin* on.
+        """
         # The steps of `_take`, for what is published one by one: it is read by every
         # process that has the chest open.
-        index, changed, plain = self._growing, self.changed, self._lines.plain
-        number = self.generation + 1
-        while (end := data.find(b"\n", start)) >= 0:
-            entry = plain(data, start, end, number)
-            if entry is None or type(entry.text) is not str:
-                break
-            key = entry.text
-            self.generation = number
-            if not entry.generation:
-                entry.generation = number
-            changed.add(key)
-            index.change(key, entry, index.get(key))
-            number, start = self.generation + 1, end + 1
-        return start
+        number = self.generation
+        found, end = self._lines.plain(data, self._position - begin, number + 1)
+        if found:
+            changed, index = self.changed, self._growing
+            for entry in found:
+                key = entry.text
+                changed.add(key)
+                index.change(key, entry, index.get(key))
+            self.generation, self._position = number + len(found), begin + end
+        return end
+
+    def _take_others(self, data: bytes, begin: int) -> None:
+        """Apply what `_take_plain` has left, and what is plain behind it."""
+        word, start = self.word, self._position - begin
+        while (end := data.find(b"\n", start)) >= 0 and self._take(data[start:end]):
+            start = self._take_plain(data, begin)
+        if self.word is not word:
+            return  # all of it was read anew meanwhile
+        if end >= 0:
+            self._lines.check_torn(data, start, begin, self.generation)
+        else:
+            self._lines.check_newline(data[start:], self._position, self.generation)
 
     def _take(self, line: bytes) -> bool:
-        """Apply one line; False when its check does not fit."""
-        number = self.generation + 1
+        """Apply the line at `_position`; False when its check does not fit."""
+        number, end = self.generation + 1, self._position + len(line) + 1
         entries = self._lines.read(line, number, self._position)
         if entries is None:
             return False
@@ -538,11 +573,11 @@ class Manifest(LogFile):
             if isinstance(error, errors.ChestError):
                 raise
             raise self._lines.corrupt(self._position, str(error)) from error
-        self.generation = number
         ended = [named[0] for named, entry, _ in decoded if entry.gone == "key"]
         if len(ended) == len(decoded) > 1:  # what `end` wrote
             self.changed.update(ended)
             self._growing.end_many(ended, self._growing.find_many(ended))
+            self.generation, self._position = number, end
             return True
         for named, entry, batch in decoded:
             if not entry.generation:
@@ -554,6 +589,7 @@ class Manifest(LogFile):
             if entry.gone == "all":
                 self.reloaded = True
             self._growing.apply(named[0], entry)
+        self.generation, self._position = number, end
         return True
 
     def _prepare_to_write(self) -> None:
@@ -569,11 +605,12 @@ class Manifest(LogFile):
         size = os.lseek(self._fd, 0, os.SEEK_END)
         if size != self._position:
             self._read_new(size)
-            self.seen = self.word[1]
             if size > self._position:
                 torn = size - self._position
                 log.info("%s: a torn record of %d bytes is cut off", self.path, torn)
                 os.ftruncate(self._fd, self._position)
+        if self.word[1] != self.seen:
+            self._announce()  # what somebody announced who died before it was written
         if self._suspect:
             # A failed fsync leaves pages that claim to be clean: never believe them.
             self.compact()

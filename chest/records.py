@@ -24,6 +24,7 @@ VERSION = 1
 SECTOR = 512  # bytes; a disk writes at least so many, or none
 WORD = slice(8, 16)  # where the first line has the word for pollers
 CHECK, SIGNED = 16, 32  # hexadecimal digits before a record: checksum, keyed hash
+MOST_PLAIN = 4096  # entries read at once; those of a counter are kept in vain
 
 Signer = Callable[[bytes, int], bytes]  # (JSON text, record's number) → 32 hex digits
 
@@ -176,7 +177,10 @@ class Lines:
 
     def line(self, record: Entry | list[Entry], number: int) -> bytes:
         """The line of the record that is the *number*-th of the log."""
-        return self._checked(_encode(record), number)
+        body = _encode(record)
+        if self._sign is not None:
+            return self._checked(body, number)
+        return _digest(body, number).encode() + b" " + body + b"\n"
 
     def ending(self, texts: Sequence[bytes], number: int) -> bytes:
         """The line of the record that ends the keys with these JSON texts."""
@@ -232,22 +236,32 @@ class Lines:
             raise self.corrupt(offset, str(error)) from error
         return record if isinstance(record, list) else [record]
 
-    def plain(self, data: bytes, start: int, end: int, number: int) -> Entry | None:
-        """The entry of the line at *start*; None where `read` is needed.
+    def plain(self, data: bytes, start: int, number: int) -> tuple[list[Entry], int]:
+        """The entries of lines that speak of one key each, which is a str.
 
-        That is, where it is signed or damaged, a list, or speaks of more than one key.
+        Of *data* from *start* on, where the *number*-th record begins, up to a line that
+        needs `read` (signed, damaged, a list, a batch, the end of all keys), which begins
+        at the second that is returned; or up to the `MOST_PLAIN`-th.
         """
-        body = data[start + CHECK + 1 : end]
-        if self._sign is not None or not (
-            data.startswith(_digest(body, number).encode(), start)
-            and data.startswith(b" {", start + CHECK)
-        ):
-            return None
-        try:
-            entry = _decode_entry(body)
-        except msgspec.MsgspecError:
-            return None
-        return None if entry.count or entry.gone == "all" else entry
+        found: list[Entry] = []
+        find, digest, decode = data.find, _digest, _decode_entry
+        most = 0 if self._sign is not None else number + MOST_PLAIN
+        while number < most and (end := find(b"\n", start)) >= 0:
+            body = data[start + CHECK + 1 : end]
+            if not data.startswith(digest(body, number).encode() + b" ", start):
+                break
+            try:
+                entry = decode(body)
+            except msgspec.MsgspecError:
+                break
+            if type(entry.text) is not str:
+                break  # also where it speaks of many keys
+            if not entry.generation:
+                entry.generation = number
+            found.append(entry)
+            number += 1
+            start = end + 1
+        return found, start
 
     def is_check(self, check: bytes, body: bytes, number: int) -> bool:
         """Whether *check* is that of *body* as the *number*-th record."""

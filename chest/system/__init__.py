@@ -14,6 +14,7 @@ POSIX = files.POSIX
 close = files.close
 flush_file = files.flush_file
 pwrite_all = files.pwrite_all
+read = files.read
 read_ahead = files.read_ahead
 read_all = files.read_all
 sync_directory = files.sync_directory

@@ -23,6 +23,7 @@ __all__ = [
     "flush_file",
     "pwrite_all",
     "read_ahead",
+    "read",
     "read_all",
     "sync_directory",
     "sync_file",
@@ -142,20 +143,20 @@ def read_all(fd: int, offset: int, size: int) -> bytes:
     OSError
         The disk refused.
     """
-    data = _pread(fd, size, offset)
+    data = read(fd, offset, size)
     if len(data) == size or not data:
         return data
     pieces = [data]
     while data and size > len(data):
         size, offset = size - len(data), offset + len(data)
-        data = _pread(fd, size, offset)
+        data = read(fd, offset, size)
         pieces.append(data)
     return b"".join(pieces)
 
 
-def _pread(fd: int, size: int, offset: int) -> bytes:
-    """One read; may be short."""
-    if hasattr(os, "pread"):
+def read(fd: int, offset: int, size: int) -> bytes:
+    """Read up to *size* bytes from *offset*; fewer also where a signal came between."""
+    if POSIX:
         return os.pread(fd, size, offset)
     os.lseek(fd, offset, os.SEEK_SET)
     return os.read(fd, size)
