@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import weakref
 from binascii import hexlify
 from typing import Any
@@ -20,7 +21,6 @@ __all__ = ["NAME", "LogFile", "Polled", "Unmapped"]
 
 NAME = ".keys"
 MOVED = b"--------"  # the word of a file that is no longer the manifest
-START = b"00000000"  # the word of a file that nothing was appended to
 IS_MOVED = int.from_bytes(MOVED, "little")
 _integer = int.from_bytes
 
@@ -78,11 +78,17 @@ class LogFile:
         msg = f"{self._home.path} was dropped by another process"
         return errors.DroppedError(msg, path=self._home.path)
 
-    def _write_first(self, header: Header) -> None:
-        """Write a manifest without records aside and rename it into place."""
-        first = self._lines.first(header, START)
-        with folder.refusals(self.path, "could not be written anew"):
-            self._home.write_aside(NAME, [first], sync=self.sync)
+    def _create(self) -> None:
+        """Put an empty manifest into the folder, unless somebody else just did."""
+        self._lock()
+        try:
+            # Two processes open a new chest: the second waited here for the first.
+            if self._home.stat(NAME) is None:
+                first = self._lines.first(Header(secrets.token_hex(8)))
+                with folder.refusals(self.path, "could not be written anew"):
+                    self._home.write_aside(NAME, [first], sync=self.sync)
+        finally:
+            self._unlock()
 
     def _write(self, line: bytes) -> tuple[int, int]:
         """Say how long the log gets, and write a record at its end; or nothing is left.

@@ -47,7 +47,7 @@ from chest.batches import Batch, dead_places
 from chest.index import LOST, AnyEntry, Index
 from chest.log import IS_MOVED, MOVED, NAME, LogFile, Unmapped
 from chest.packs import Packs
-from chest.records import MAGIC, Entry, Header, Lines, Signer
+from chest.records import MAGIC, Entry, Lines, Signer
 from chest.rewrite import Rewrite, Source, starts_checkpoint
 from chest.system import locks
 
@@ -184,11 +184,8 @@ class Manifest(LogFile):
             # or it is the little that others publish one by one.
             if self.word[1] != self.seen:
                 self._read_few()
-            if (
-                self.word[1] != self.seen
-                or not self.generation % LOOK_EACH
-                or self._suspect
-            ):
+            sure = not self._suspect and self.generation % LOOK_EACH
+            if not sure or self.word[1] != self.seen:
                 self._prepare_to_write()
         except BaseException as error:
             self.leave()
@@ -402,16 +399,6 @@ class Manifest(LogFile):
         if before[0] >= 0:
             system.close(before[0])
 
-    def _create(self) -> None:
-        """Put an empty manifest into the folder, unless somebody else just did."""
-        self._lock()
-        try:
-            # Two processes open a new chest: the second waited here for the first.
-            if self._home.stat(NAME) is None:
-                self._write_first(Header(secrets.token_hex(8)))
-        finally:
-            self._unlock()
-
     def _load(self, *, checkpointed: bool = True) -> None:
         """Read the file from where the checkpoint ends, or from the start."""
         head = system.read_all(self._fd, 0, 4096)
@@ -476,11 +463,8 @@ class Manifest(LogFile):
         self.index = self._growing = Index()
         self.word, self.seen, self._position = Unmapped(), 0, size
         for key, name in pairs:
-            entry = Entry(keys.encode(key), self.index.next_birth(), name)
-            entry.format = self._legacy_format
-            with contextlib.suppress(FileNotFoundError):  # reported when it is read
-                entry.size = os.stat(self._home.join(name)).st_size
-            self.index.apply(key, entry)
+            path, birth = self._home.join(name), self.index.next_birth()
+            self.index.apply(key, _of_file(key, name, path, birth, self._legacy_format))
         if not self.readonly:
             self._lock()
             try:
@@ -496,23 +480,24 @@ class Manifest(LogFile):
         if size < 0:
             size = os.lseek(self._fd, 0, os.SEEK_END)
         begin = self._position
+        if size < begin:  # a record was taken back: its fsync had failed
+            self._reopen()
         if size <= begin:
-            if size < begin:  # a record was taken back: its fsync had failed
-                self._reopen()
             return size < begin
         data = system.read_all(self._fd, begin, size - begin)
         word = self.word
         if self._take_plain(data, begin) < len(data):
             self._take_others(data, begin)
-        if self.word is not word:
-            self._load_again()
-            return True
-        self.seen = self._at_position()
-        return self._position > begin
+        self._caught_up(word)
+        return self._position != begin
 
-    def _load_again(self) -> None:
-        """Read the log from its start: its checkpoint turned out to be damaged."""
-        # `_reread` has read all of it; what was applied after that came too late.
+    def _caught_up(self, word: object) -> None:
+        """End a reading that began with that *word*, which is the open file's."""
+        if self.word is word:
+            self.seen = self._at_position()
+            return
+        # The checkpoint turned out to be damaged on the way, and `_reread` has read all
+        # of the log; what was applied after that came too late.
         self._load(checkpointed=False)
         self.reloaded = True
 
@@ -526,10 +511,7 @@ class Manifest(LogFile):
         data = system.read(self._fd, self._position, FEW)
         word = self.word
         self._take_plain(data, self._position)
-        if self.word is not word:
-            self._load_again()
-        else:
-            self.seen = self._at_position()
+        self._caught_up(word)
 
     def _take_plain(self, data: bytes, begin: int) -> int:
         """Apply lines of one entry with a plain key each; where others begin in *data*.
@@ -634,6 +616,14 @@ class _Exclusive:
 
     def __exit__(self, *exception: object) -> None:
         self._manifest.leave()
+
+
+def _of_file(key: Hashable, name: str, path: str, birth: int, format: str) -> Entry:
+    """The entry of a value's file that says nothing of itself."""
+    entry = Entry(keys.encode(key), birth, name, format=format)
+    with contextlib.suppress(FileNotFoundError):  # reported when it is read
+        entry.size = os.stat(path).st_size
+    return entry
 
 
 def _records(

@@ -168,12 +168,12 @@ class Lines:
         """Records carry checksums; a checkpoint, which has no signature, may be used."""
         return self._sign is None
 
-    def first(self, header: Header, word: bytes) -> bytes:
-        """The first line."""
+    def first(self, header: Header) -> bytes:
+        """The first line; its word says that nothing follows."""
         header.signed = self._sign is not None
         body = _encode(header)
-        check = self._check(body, 0)
-        return b"%s%d %s %s %s\n" % (MAGIC, VERSION, word, body, check)
+        line = b"%s%d %%08x %s %s\n" % (MAGIC, VERSION, body, self._check(body, 0))
+        return line.replace(b"%08x", b"%08x" % (len(line) + 4), 1)
 
     def line(self, record: Entry | list[Entry], number: int) -> bytes:
         """The line of the record that is the *number*-th of the log."""

@@ -21,7 +21,7 @@ from chest.base import INDEX, About, rows
 from chest.batches import Batch, dead_bits
 from chest.folder import Aside, Folder, refusals, refused
 from chest.index import Index
-from chest.log import NAME, START
+from chest.log import NAME
 from chest.moving import Move
 from chest.packs import Packs
 from chest.records import Entry, Header, Lines
@@ -146,7 +146,7 @@ class Rewrite:
         entries = [self._record(*each) for each in self._batches]
         entries += [entry for _, entry in alone]
         first = self.source.generation
-        pieces = [self._lines.first(Header(self.source.id, first, self._birth), START)]
+        pieces = [self._lines.first(Header(self.source.id, first, self._birth))]
         pieces += map(
             self._lines.line, entries, range(first + 1, first + 1 + len(entries))
         )

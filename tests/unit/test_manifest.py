@@ -164,6 +164,53 @@ def test_a_reader_follows_a_record_that_was_taken_back(
     assert reader.reloaded
 
 
+def test_a_word_whose_record_was_never_written_is_set_right(opened: Open) -> None:
+    """Its writer died between the two."""
+    reader, writer, newcomer = opened(), opened(), opened()
+    put(writer, "a")
+    reader.tail()
+    writer.word[1] += 1
+    assert not reader.tail()
+    assert reader.word[1] != reader.seen, "the record may still come"
+    put(newcomer, "b")
+    assert reader.tail()
+    assert live(reader) == ["a", "b"]
+    assert reader.word[1] == reader.seen
+
+
+def test_nothing_is_to_be_seen_in_a_log_without_records(opened: Open) -> None:
+    manifest = opened()
+    assert manifest.word[1] == manifest.seen
+    put(manifest, "a")
+    with manifest.exclusive():
+        manifest.compact()
+    assert manifest.word[1] == manifest.seen == opened().seen
+
+
+@pytest.mark.parametrize("written", [False, True])
+def test_an_interrupted_publication_does_not_mar_the_next(
+    opened: Open, monkeypatch: pytest.MonkeyPatch, written: bool
+) -> None:
+    manifest, reader = opened(), opened()
+    put(manifest, "a")
+    pwrite = os.pwrite
+
+    def interrupted(fd: int, data: bytes, offset: int) -> int:
+        if written:
+            pwrite(fd, data, offset)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("chest.log.os.pwrite", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            put(manifest, "b")
+    put(manifest, "c")
+    told = ["a", "b", "c"] if written else ["a", "c"]
+    for each in (manifest, reader, opened()):
+        each.tail()
+        assert live(each) == told
+
+
 def test_the_lock_is_exclusive_and_nests(opened: Open) -> None:
     one, two = opened(timeout=0), opened(timeout=0)
     with one.exclusive(), one.exclusive():
