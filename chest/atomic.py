@@ -453,9 +453,10 @@ class Atomic(Bulk):
         manifest = self._manifest
         index = manifest.index
         gone = index.held(key) if index.expired else old
-        manifest.append_one(key, entry, old)
+        has_file = gone is not None and gone.name
+        manifest.append_one(key, entry, old, last=not has_file)
         replaced: Sequence[str] = ()
-        if gone is not None and gone.name:
+        if gone is not None and has_file:
             replaced = self._retire(gone)
         spill = self._spill
         spill.written += 1

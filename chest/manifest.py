@@ -254,11 +254,13 @@ class Manifest(LogFile):
         self.index.end_many([*live], live)
         self.generation, (self._position, self.seen) = number, wrote
 
-    def append_one(self, key: Hashable, entry: Entry, old: AnyEntry | None) -> None:
+    def append_one(
+        self, key: Hashable, entry: Entry, old: AnyEntry | None, *, last: bool
+    ) -> None:
         """`append` of one entry in the place of *old*, the live one of *key*.
 
-        The last thing to be done before `leave`: others need not wait for what follows,
-        so the lock is given back, but for one that was taken more than once.
+        When it is the *last* that needs the lock (no file has to go), others need not
+        wait for what follows: it is given back, unless it was taken more than once.
         """
         # What is published one by one goes this way, so each call counts.
         number = self.generation + 1
@@ -267,17 +269,15 @@ class Manifest(LogFile):
             entry.generation = number
         self.index.change(key, entry, old)
         self.generation, (self._position, self.seen) = number, wrote
-        if self._depth == 1:
+        if last and self._depth == 1:
             self.leave()
 
     def end_one(self, key: Hashable, text: bytes, old: AnyEntry) -> None:
-        """`end` of one key, whose entry is *old*; as `append_one`."""
+        """`end` of one key, whose entry is *old*."""
         number = self.generation + 1
         wrote = self._write(self._lines.ending([text], number))
         self.index.end(key, old)
         self.generation, (self._position, self.seen) = number, wrote
-        if self._depth == 1:
-            self.leave()
 
     @property
     def wasteful(self) -> bool:

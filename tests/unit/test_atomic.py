@@ -303,6 +303,33 @@ class TestNames:
                 for c in (one, other, third):
                     assert (c["x"] == value(8)).all()
 
+    @pytest.mark.parametrize(
+        "change",
+        [
+            pytest.param(lambda c: c.incr("x"), id="incr"),
+            pytest.param(lambda c: c.add("x", 1) or c.pop("x"), id="pop"),
+            pytest.param(lambda c: c.__delitem__("x"), id="del"),
+            pytest.param(lambda c: c.set("x", 1, ttl=60), id="set"),
+            pytest.param(lambda c: c.set_many({"x": 1}), id="set_many"),
+        ],
+    )
+    def test_a_file_goes_while_nobody_else_can_take_its_name(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: Any
+    ) -> None:
+        with Chest(tmp_path / "c") as c:
+            c["x"] = 1
+            c.flush()
+            assert os.path.basename(c.key_to_filename("x")) in os.listdir(c.path)
+            delete, held = c._spill.store.delete, []
+
+            def watched(name: str) -> Any:
+                held.append(c._manifest.is_held_here())
+                return delete(name)
+
+            monkeypatch.setattr(c._spill.store, "delete", watched)
+            change(c)
+            assert held == [True]
+
 
 class TestDeadlines:
     def test_an_expired_key_is_absent_for_every_operation(self, two, clock) -> None:
