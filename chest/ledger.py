@@ -26,6 +26,7 @@ from chest.eviction import policy as make_policy
 from chest.expiry import NEVER
 from chest.index import AnyEntry
 from chest.keeper import Keeper
+from chest.log import NO_WORD
 from chest.memory import MemoryTier, Slot, Slots
 from chest.opening import open_tier, temporary_folder
 from chest.settings import Settings, absolute
@@ -156,7 +157,6 @@ class Ledger(Keeper):
         fresh = self._fresh
         if fresh:
             self._give_way(manifest.changed)
-        manifest.changed, manifest.reloaded = set(), False
         slots = memory.slots
         for key in changed:
             if key not in slots and key not in fresh:
@@ -176,6 +176,8 @@ class Ledger(Keeper):
                 memory.drop(slot)
             else:
                 slot.entry = entry  # the same value, perhaps in another file
+        # Last: who is interrupted has to do it again.
+        manifest.changed, manifest.reloaded = set(), False
 
     def _watch(self) -> None:
         """Note what a look compares: what was published, and the next deadline."""
@@ -222,6 +224,7 @@ class Ledger(Keeper):
                     manifest.leave()
                     raise
         except BaseException:
+            self._seen = NO_WORD  # not all may be seen that was read
             lock.release()
             raise
         return lock

@@ -45,7 +45,7 @@ from chest import errors, folder, keys, system
 from chest.base import INDEX, open_base
 from chest.batches import Batch, dead_places
 from chest.index import LOST, AnyEntry, Index
-from chest.log import IS_MOVED, MOVED, NAME, LogFile, Unmapped
+from chest.log import IS_MOVED, MOVED, NAME, NO_WORD, LogFile, Unmapped
 from chest.packs import Packs
 from chest.records import MAGIC, Entry, Header, Lines, Signer
 from chest.rewrite import Rewrite, Source, starts_checkpoint
@@ -122,6 +122,7 @@ class Manifest(LogFile):
         self.seen = 0
         self._position = self.generation = self._start = self._first = 0
         self._opening = 0  # how often the log was opened
+        self._in_doubt = False  # what was read last, or published, is known in part
         try:
             with folder.refusals(self.path, "could not be read"):
                 self._register()
@@ -140,21 +141,26 @@ class Manifest(LogFile):
         """
         seen: int = self.word[1]
         with folder.refusals(self.path, "could not be read"):
-            if seen == IS_MOVED and self._was_replaced():
+            if self._in_doubt or (seen == IS_MOVED and self._was_replaced()):
                 self._reopen()
                 return True
             try:
                 grew = self._read_new()
             except errors.CorruptChestError:
-                # A pack that it speaks of went with the log, since the look above.
-                if not self._was_replaced():
-                    raise
+                # A pack that it speaks of went with the log, since the look above; or a
+                # record was read, was taken back, and another lies there. Else it is
+                # found again.
                 self._reopen()
                 return True
         # Taken before reading: a record appended since then changes the word again. A
         # file marked as moved may be marked again later, which its word would not show.
         self.seen = -1 if seen == IS_MOVED else seen
         return grew
+
+    def doubt(self) -> None:
+        """Read everything anew before the next step: this one ended half-way."""
+        # No word is like this one, so a writer does not take its short way either.
+        self._in_doubt, self.seen = True, NO_WORD
 
     # -- change ------------------------------------------------------------------------
 
@@ -372,9 +378,9 @@ class Manifest(LogFile):
         except OSError as error:
             raise self._refused(error, "could not be opened") from error
         before = self._fd, self.word, self.index, self.generation, self._position
-        self._fd = fd
-        self._opening += 1
         try:
+            self._fd = fd
+            self._opening += 1
             self._load()
         except BaseException as error:
             corrupt = isinstance(error, errors.CorruptChestError)
@@ -491,20 +497,27 @@ class Manifest(LogFile):
             return size < self._position
         data = system.read_all(self._fd, self._position, size - self._position)
         word = self.word
-        start = self._take_plain(data, 0)
-        while (end := data.find(b"\n", start)) >= 0 and self._take(data[start:end]):
-            start = self._take_plain(data, end + 1)
-        if self.word is not word:
-            # The checkpoint turned out to be damaged on the way, and `_reread` has read
-            # all of the log; what was applied after that came too late.
-            self._load(checkpointed=False)
-            self.reloaded = True
-            return True
-        if end >= 0:
-            self._lines.check_torn(data, start, self._position, self.generation)
-        else:
-            self._lines.check_newline(data[start:], self._position, self.generation)
-        self._position += start
+        try:
+            start = self._take_plain(data, 0)
+            while (end := data.find(b"\n", start)) >= 0 and self._take(
+                data[start:end], self._position + start
+            ):
+                start = self._take_plain(data, end + 1)
+            if self.word is not word:
+                # The checkpoint turned out to be damaged on the way, and `_reread` has
+                # read all of the log; what was applied after that came too late.
+                self._load(checkpointed=False)
+                self.reloaded = True
+                return True
+            if end >= 0:
+                self._lines.check_torn(data, start, self._position, self.generation)
+            else:
+                at = self._position + start
+                self._lines.check_newline(data[start:], at, self.generation)
+            self._position += start
+        except BaseException:  # also Ctrl-C, and a pack that cannot be read just now
+            self.doubt()
+            raise
         return start > 0
 
     def _take_plain(self, data: bytes, start: int) -> int:
@@ -526,10 +539,10 @@ class Manifest(LogFile):
             number, start = self.generation + 1, end + 1
         return start
 
-    def _take(self, line: bytes) -> bool:
-        """Apply one line; False when its check does not fit."""
+    def _take(self, line: bytes, offset: int) -> bool:
+        """Apply one line, which begins at *offset*; False when its check does not fit."""
         number = self.generation + 1
-        entries = self._lines.read(line, number, self._position)
+        entries = self._lines.read(line, number, offset)
         if entries is None:
             return False
         try:
@@ -537,7 +550,7 @@ class Manifest(LogFile):
         except (ValueError, TypeError) as error:
             if isinstance(error, errors.ChestError):
                 raise
-            raise self._lines.corrupt(self._position, str(error)) from error
+            raise self._lines.corrupt(offset, str(error)) from error
         self.generation = number
         ended = [named[0] for named, entry, _ in decoded if entry.gone == "key"]
         if len(ended) == len(decoded) > 1:  # what `end` wrote
@@ -558,6 +571,9 @@ class Manifest(LogFile):
 
     def _prepare_to_write(self) -> None:
         """Read everything and cut off a torn tail (M2); called with the lock held."""
+        if self._in_doubt:
+            self._reopen()
+            self._announce()  # who was interrupted may not have
         if self.word[1] == IS_MOVED:
             if self._was_replaced():
                 self._reopen()
@@ -580,8 +596,9 @@ class Manifest(LogFile):
             self._suspect = False
 
     def _reopen(self) -> None:
+        self.doubt()
         self._open()
-        self.reloaded = True
+        self.reloaded, self._in_doubt = True, False
 
 
 class _Exclusive:

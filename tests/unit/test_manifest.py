@@ -164,6 +164,22 @@ def test_a_reader_follows_a_record_that_was_taken_back(
     assert reader.reloaded
 
 
+def test_a_reader_is_not_led_astray_by_what_follows_a_record_that_was_taken_back(
+    opened: Open, chest_dir: Path
+) -> None:
+    """The next one is longer, so that what was read seems to go on in the middle of it."""
+    writer, reader = opened(), opened()
+    put(writer, "a")
+    size = (chest_dir / ".keys").stat().st_size
+    put(writer, "b")
+    reader.tail()
+    os.truncate(chest_dir / ".keys", size)
+    put(opened(), "longer than b")
+    reader.tail()
+    assert live(reader) == live(opened()) == ["a", "longer than b"]
+    assert reader.reloaded
+
+
 def test_the_lock_is_exclusive_and_nests(opened: Open) -> None:
     one, two = opened(timeout=0), opened(timeout=0)
     with one.exclusive(), one.exclusive():
@@ -273,3 +289,25 @@ def test_records_of_one_plain_key_and_others_are_read_in_their_order(
     assert reader.tail()
     assert live(reader) == live(opened()) == [("t", 1), 7, "c", "d"]
     assert reader.changed == {*keys, "d"}
+
+
+def test_damage_behind_whole_records_is_named_by_its_own_byte(
+    opened: Open, chest_dir: Path
+) -> None:
+    writer, reader = opened(), opened()
+    for key in "abc":
+        put(writer, key)
+    path = chest_dir / ".keys"
+    whole = path.read_bytes()
+    senseless = writer._lines._checked(b'{"k":"d","b":"one"}', 4)
+    unkeyed = writer._lines._checked(b'{"k":{"no such kind":1}}', 4)
+    cut = writer._lines._checked(b'{"k":"d","b":4}', 4)[:-1] + b"x"
+    for line in (senseless, unkeyed, cut, b"0123456789abcdef {}\n"):
+        path.write_bytes(whole + line)
+        with pytest.raises(errors.CorruptChestError, match=f"byte {len(whole)}:"):
+            reader.tail()
+        with pytest.raises(errors.CorruptChestError, match=f"byte {len(whole)}:"):
+            opened()
+    path.write_bytes(whole)
+    reader.tail()
+    assert live(reader) == ["a", "b", "c"]
