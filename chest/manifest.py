@@ -541,19 +541,20 @@ class Manifest(LogFile):
 
     def _take(self, line: bytes, offset: int) -> bool:
         """Apply one line, which begins at *offset*; False when its check does not fit."""
-        number = self.generation + 1
-        entries = self._lines.read(line, number, offset)
+        number, load = self.generation + 1, self.load_key
+        texts = self._lines.ended(line, number)
+        entries = self._lines.read(line, number, offset) if texts is None else ()
         if entries is None:
             return False
         try:
-            decoded = [_decoded(entry, self._packs, self.load_key) for entry in entries]
+            decoded = [_decoded(entry, self._packs, load) for entry in entries]
+            ended = keys.decode_many(texts or [], load)
         except (ValueError, TypeError) as error:
             if isinstance(error, errors.ChestError):
                 raise
             raise self._lines.corrupt(offset, str(error)) from error
         self.generation = number
-        ended = [named[0] for named, entry, _ in decoded if entry.gone == "key"]
-        if len(ended) == len(decoded) > 1:  # what `end` wrote
+        if ended:
             self.changed.update(ended)
             self._growing.end_many(ended, self._growing.find_many(ended))
             return True

@@ -12,7 +12,7 @@ import pytest
 
 from chest import errors
 from chest.folder import Folder
-from chest.keys import encode
+from chest.keys import encode, line
 from chest.manifest import LOOK_EACH, Manifest
 from chest.packs import Packs
 from chest.records import Entry
@@ -289,6 +289,37 @@ def test_records_of_one_plain_key_and_others_are_read_in_their_order(
     assert reader.tail()
     assert live(reader) == live(opened()) == [("t", 1), 7, "c", "d"]
     assert reader.changed == {*keys, "d"}
+
+
+def test_a_record_that_ends_many_keys_is_read_without_an_entry_for_each(
+    opened: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer, reader = opened(), opened()
+    keys: list[Any] = [f"k{i}" for i in range(50)]
+    others: list[Any] = ["a", ("t", 1), 7, b"b", "\ud800", '","gone":"key"},{"k":"a']
+    for named in (keys, others):
+        with writer.exclusive():
+            pairs = [
+                (key, Entry(encode(key), writer.index.next_birth())) for key in named
+            ]
+            writer.append(pairs)
+    reader.tail()
+    reader.changed.clear()
+    assert live(reader) == [*keys, *others]
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("an entry was made")
+
+    monkeypatch.setattr("chest.manifest._decoded", refuse)
+    with writer.exclusive():
+        for gone in (keys[1:], others[1:]):
+            writer.end([line(key) for key in gone], writer.index.find_many(gone))
+    assert reader.tail()
+    for manifest in (writer, reader):
+        assert live(manifest) == ["k0", "a"]
+    assert reader.changed == {*keys[1:], *others[1:]}
+    monkeypatch.undo()
+    assert live(opened()) == ["k0", "a"]
 
 
 def test_damage_behind_whole_records_is_named_by_its_own_byte(
