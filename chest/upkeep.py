@@ -77,7 +77,7 @@ class Upkeep(Settling):
         disk, spill = self._settings.available_disk, self._spill
         return self._stats(
             keys=len(self),
-            stored_nbytes=self.stored_nbytes,
+            stored_nbytes=self._stored(),
             available_disk=float("inf") if disk is None else disk,
             misses=spill.loaded,
             writes=spill.written,
@@ -89,7 +89,7 @@ class Upkeep(Settling):
 
     def _known_size(self) -> tuple[int, int]:
         # docstring inherited
-        return len(self._manifest.index) + len(self._fresh), self.stored_nbytes
+        return len(self._manifest.index) + len(self._fresh), self._stored()
 
     # -- care --------------------------------------------------------------------------
 
@@ -199,12 +199,17 @@ class Upkeep(Settling):
     def _written_more(self) -> None:
         """Delete the least recently used keys beyond ``available_disk``."""
         budget = self._settings.available_disk
-        if budget is not None and self.stored_nbytes > budget:
+        if budget is not None and self._stored() > budget:
             self._trim(budget, None)
 
     @property
     def stored_nbytes(self) -> int:
         """Bytes of the values on disk, those in packs that are dead included."""
+        self._look()
+        return self._stored()
+
+    def _stored(self) -> int:
+        """`stored_nbytes`, of what was seen already."""
         index = self._manifest.index
         return index.file_nbytes + index.pack_nbytes()
 

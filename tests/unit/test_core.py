@@ -431,6 +431,14 @@ def test_a_list_changed_in_place_after_it_was_read_is_stored(
     c.close()
 
 
+def test_the_bytes_that_others_store_are_seen_at_once(chest_dir: Path) -> None:
+    """P8."""
+    with Chest(chest_dir) as c, Chest(chest_dir) as other:
+        c["x"] = b"x" * 10_000
+        c.flush()
+        assert other.stored_nbytes == c.stored_nbytes > 10_000
+
+
 def test_a_value_changed_in_place_after_sync_is_stored(chest_dir: Path) -> None:
     with Chest(chest_dir) as c:
         value = c["x"] = [1]
