@@ -20,7 +20,7 @@ import msgspec
 import xxhash
 
 from chest import errors, keys, system
-from chest.batches import Batch, Packed
+from chest.batches import Batch, Packed, is_dead
 from chest.checkpoint import GROUP_BITS, SLOT, Checkpoint, Damaged, lines
 from chest.folder import Folder
 from chest.packs import Packs
@@ -324,10 +324,14 @@ def rows(
     due: list[tuple[float, int]] = []
     count = 0
     for batch, gone in live:
+        known = msgspec.structs.replace(batch.record, dead=gone or None)
+        if is_dead(known):
+            about.batches.append(known)
+            continue
         column, odd = _rows_of(batch.passing(), gone, len(about.batches))
         aside += [count + row for row in odd]
         columns.append(column)
-        about.batches.append(msgspec.structs.replace(batch.record, dead=gone or None))
+        about.batches.append(known)
         count += len(column[0])
     single: list[tuple[int, ...]] = []
     at = 0

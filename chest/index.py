@@ -379,6 +379,9 @@ class Index:
 
         *live* is what `find_many` says of those that are not in *dead* places.
         """
+        if len(dead) == batch.record.count:
+            self._bury(batch, dead)
+            return
         places = [*range(len(named))]
         if dead:
             places = [place for place in places if place not in dead]
@@ -414,6 +417,13 @@ class Index:
                 entries[key] = Packed(batch, place)  # as `_put`, where nothing moves
             else:
                 self._put(key, Packed(batch, place), birth, old)
+
+    def _bury(self, batch: Batch, dead: frozenset[int]) -> None:
+        """`apply_batch` where nothing is live: it takes room in its pack, and no more."""
+        self.batches.append(batch)
+        batch.join(self.packs)
+        batch.kill_many(dead)
+        self.records += batch.record.count
 
     def note(self, changed: Sequence[Hashable]) -> None:
         """Add keys to the `journal`, if anybody reads it."""

@@ -43,7 +43,7 @@ from contextlib import AbstractContextManager
 
 from chest import errors, folder, keys, system
 from chest.base import INDEX, open_base
-from chest.batches import Batch, dead_places
+from chest.batches import Batch, dead_places, is_dead
 from chest.index import LOST, AnyEntry, Index
 from chest.log import IS_MOVED, MOVED, NAME, NO_WORD, LogFile, Unmapped
 from chest.packs import Packs
@@ -641,5 +641,7 @@ def _decoded(
     """The keys of one entry of a record, and its batch if it is one."""
     if not entry.count:
         return [keys.decode(entry.text, load)], entry, None
+    if is_dead(entry):
+        return [], entry, Batch(entry, fetch=packs.block)
     batch = Batch(entry, packs.block(entry))
     return batch.keys(load), entry, batch

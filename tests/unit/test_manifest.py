@@ -333,8 +333,8 @@ def test_damage_behind_whole_records_is_named_by_its_own_byte(
     senseless = writer._lines._checked(b'{"k":"d","b":"one"}', 4)
     unkeyed = writer._lines._checked(b'{"k":{"no such kind":1}}', 4)
     cut = writer._lines._checked(b'{"k":"d","b":4}', 4)[:-1] + b"x"
-    for line in (senseless, unkeyed, cut, b"0123456789abcdef {}\n"):
-        path.write_bytes(whole + line)
+    for bad in (senseless, unkeyed, cut, b"0123456789abcdef {}\n"):
+        path.write_bytes(whole + bad)
         with pytest.raises(errors.CorruptChestError, match=f"byte {len(whole)}:"):
             reader.tail()
         with pytest.raises(errors.CorruptChestError, match=f"byte {len(whole)}:"):
