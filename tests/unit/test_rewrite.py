@@ -276,6 +276,21 @@ def test_after_a_checkpoint_no_key_is_kept_in_memory(chest_dir: Path) -> None:
         assert dict(c) == {k: v for k, v in MANY.items() if k != "k6"} | {"k5": "newer"}
 
 
+def test_who_comes_after_very_many_deletions_need_not_read_them(
+    chest_dir: Path,
+) -> None:
+    with Chest(MANY, chest_dir) as c, Chest(chest_dir) as other:
+        c.flush()
+        assert c.delete_many([*MANY][10:]) == 90
+        for each in (c, other, Chest(chest_dir, readonly=True)):
+            assert list(each.items()) == [*MANY.items()][:10]
+            if each is not other:
+                assert each._manifest.index.entries == {}
+        each.close()
+        assert c.delete_many(["k1"]) == 1  # for one it is not worth it
+        assert list(c._manifest.index.entries) == ["k1"]
+
+
 @pytest.mark.parametrize("write", ["_checkpoint", "compact"])
 def test_a_batch_of_which_nothing_lives_counts_as_long_as_its_pack_is_there(
     write: str, chest_dir: Path
