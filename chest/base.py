@@ -223,6 +223,11 @@ class Base:
         """The birth of a row."""
         return self._table.birth(row) + self.about.lowest
 
+    def births_from(self, lowest: int) -> list[int]:
+        """The births that are not below *lowest*."""
+        first = self._table.first_after(lowest - self.about.lowest - 1)
+        return [self.birth(row) for row in range(first, len(self._table))]
+
     def keys(self) -> list[Any]:
         """The keys of all rows, in order."""
         named: dict[int, list[Any]] = {}

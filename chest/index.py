@@ -213,6 +213,18 @@ class Index:
             elif passed:
                 self._end_row = row  # not to be passed again
 
+    def births_from(self, lowest: int) -> set[int]:
+        """The births that are not below *lowest*; some of them may be past."""
+        live = (entry.birth for entry in [*self.entries.values()] if entry is not None)
+        found = {birth for birth in live if birth >= lowest}
+        if self.base is not None:
+            try:
+                found.update(self.base.births_from(lowest))
+            except LOST:
+                self.lose_base()
+                return self.births_from(lowest)
+        return found
+
     def next_birth(self) -> int:
         """A birth number higher than every one seen."""
         self.birth += 1

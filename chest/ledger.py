@@ -18,7 +18,7 @@ from __future__ import annotations
 import os
 import shutil
 import threading
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 from chest import expiry
@@ -156,7 +156,7 @@ class Ledger(Keeper):
             return
         fresh = self._fresh
         if fresh:
-            self._give_way(manifest.changed)
+            self._give_way()
         slots = memory.slots
         for key in changed:
             if key not in slots and key not in fresh:
@@ -187,12 +187,18 @@ class Ledger(Keeper):
         word = manifest.word
         self._word = word if due == NEVER else expiry.Due(word, due)
 
-    def _give_way(self, published: Iterable[Hashable]) -> None:
+    def _give_way(self) -> None:
         """Settle births that two processes gave at once: who published keeps the place."""
-        find, fresh = self._manifest.index.get, self._fresh
-        births = [entry.birth for key in published if (entry := find(key))]
+        manifest, fresh = self._manifest, self._fresh
         given = [birth for birth in fresh.values() if birth is not None]
-        if births and given and max(births) >= min(given):
+        if not given:
+            return
+        if manifest.reloaded:  # which keys are new is not known
+            is_late = not manifest.index.births_from(min(given)).isdisjoint(given)
+        else:
+            found = map(manifest.index.get, manifest.changed)
+            is_late = any(entry.birth >= min(given) for entry in found if entry)
+        if is_late:
             fresh.update(dict.fromkeys(fresh))  # they get others when somebody asks
             self._memory.changes += 1
 

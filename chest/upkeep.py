@@ -264,6 +264,8 @@ class Upkeep(Settling):
                 for key, entry in pairs[start : start + MOST_DRAFTS]:
                     written.append(self._spill.adopt(key, theirs, entry, births[key]))
                 with self._publishing():
+                    for each in written:  # others may have given it away meanwhile
+                        each.entry.birth = self._birth_of(each.key)
                     replaced = self._spill.publish(written)
                     self._forget_slots(births.keys() & {each.key for each in written})
             finally:
@@ -285,6 +287,14 @@ class Upkeep(Settling):
                 small.add(key, births[key], data, made=entry.made)
             batch = self._spill.pack(small)
             with self._publishing():
+                find, last = self._manifest.index.get, self._manifest.index.last_birth
+                if any(
+                    birth <= last and find(key) is None
+                    for key, birth in zip(small.keys, small.births, strict=True)
+                ):
+                    # Others have given it away meanwhile.
+                    small.births = self._births_of(small.keys)
+                    batch = self._spill.pack(small)
                 replaced = self._spill.publish_packed(batch, small, ())
                 self._forget_slots([key for key, _ in some])
             self._spill.delete(replaced)
