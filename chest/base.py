@@ -20,7 +20,7 @@ import msgspec
 import xxhash
 
 from chest import errors, keys, system
-from chest.batches import Batch, Packed
+from chest.batches import Batch, Packed, is_dead
 from chest.checkpoint import GROUP_BITS, SLOT, Checkpoint, Damaged, lines
 from chest.folder import Folder
 from chest.packs import Packs
@@ -223,6 +223,11 @@ class Base:
         """The birth of a row."""
         return self._table.birth(row) + self.about.lowest
 
+    def births_from(self, lowest: int) -> list[int]:
+        """The births that are not below *lowest*."""
+        first = self._table.first_after(lowest - self.about.lowest - 1)
+        return [self.birth(row) for row in range(first, len(self._table))]
+
     def keys(self) -> list[Any]:
         """The keys of all rows, in order."""
         named: dict[int, list[Any]] = {}
@@ -324,10 +329,14 @@ def rows(
     due: list[tuple[float, int]] = []
     count = 0
     for batch, gone in live:
+        known = msgspec.structs.replace(batch.record, dead=gone or None)
+        if is_dead(known):
+            about.batches.append(known)
+            continue
         column, odd = _rows_of(batch.passing(), gone, len(about.batches))
         aside += [count + row for row in odd]
         columns.append(column)
-        about.batches.append(msgspec.structs.replace(batch.record, dead=gone or None))
+        about.batches.append(known)
         count += len(column[0])
     single: list[tuple[int, ...]] = []
     at = 0

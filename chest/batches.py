@@ -36,6 +36,7 @@ __all__ = [
     "dead_bits",
     "dead_places",
     "index_of",
+    "is_dead",
 ]
 
 Block = bytes | FileMap  # the index of a batch: read, or where it lies
@@ -369,6 +370,12 @@ def dead_places(record: Entry) -> frozenset[int]:
         for place in range(record.count)
         if record.dead[place >> 3] >> (place & 7) & 1
     )
+
+
+def is_dead(record: Entry) -> bool:
+    """Whether nothing of a batch is live, as its record says."""
+    dead = record.dead
+    return dead is not None and int.from_bytes(dead).bit_count() == record.count
 
 
 def dead_bits(count: int, dead: Iterable[int]) -> bytes:

@@ -53,6 +53,8 @@ class Bulk(Upkeep):
         with self._publishing():
             count, names = self._delete(wanted)
         self._spill.delete(names)
+        if self._manifest.wants_checkpoint:
+            self._checkpoint()  # else whoever opens it reads what each of them was
         return count
 
     # -- for the floors above ----------------------------------------------------------

@@ -172,10 +172,22 @@ class Folder:
         return self.create(lambda: f"{TEMPORARY}{os.getpid():x}-{secrets.token_hex(4)}")
 
     def create(self, choose: Callable[[], str]) -> tuple[int, str]:
-        """A new file with a name that *choose* gives, open and locked, and the name."""
+        """A new file with a name that *choose* gives, open and locked, and the name.
+
+        Raises
+        ------
+        DroppedError
+            There is no such folder any more.
+        OSError
+            As ``os.open``.
+        """
         while True:
             name = choose()
-            fd = self.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL)
+            try:
+                fd = self.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL)
+            except FileNotFoundError:
+                self._check_there()
+                raise
             try:
                 system.lock(fd)
                 # The sweep may have come between the two calls and unlinked it.
@@ -205,7 +217,11 @@ class Folder:
         """A new temporary folder, open and locked by its descriptor, and its name."""
         while True:
             name = f"{TEMPORARY}{os.getpid():x}-{secrets.token_hex(4)}"
-            os.mkdir(self._here(name), self.folder_mode, dir_fd=self._at())
+            try:
+                os.mkdir(self._here(name), self.folder_mode, dir_fd=self._at())
+            except FileNotFoundError:
+                self._check_there()
+                raise
             try:
                 fd = self._open_folder(name)
             except FileNotFoundError:
@@ -220,6 +236,12 @@ class Folder:
                 self.remove_folder(name)
                 raise
             system.close(fd)
+
+    def _check_there(self) -> None:
+        """Raise DroppedError where the folder itself has gone."""
+        if not self.status().st_nlink:
+            msg = f"{self.path} was dropped by another process"
+            raise errors.DroppedError(msg, path=self.path)
 
     def open_folder(self, name: str) -> int:
         """Open a folder that is a value; nobody removes it before it is closed.

@@ -13,14 +13,14 @@ from __future__ import annotations
 import heapq
 from collections import deque
 from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
-from itertools import count, islice, repeat
+from itertools import islice, repeat
 from typing import Any
 
 from chest import errors
 from chest.base import AnyEntry, Base
 from chest.batches import Batch, Packed, Tally
 from chest.checkpoint import Damaged
-from chest.expiry import NEVER
+from chest.expiry import NEVER, Deadlines
 from chest.records import Entry
 
 __all__ = ["LOST", "AnyEntry", "Index", "same", "unchanged"]
@@ -105,7 +105,7 @@ class Index:
         self.packs: dict[str, Tally]
         self.inline: dict[Hashable, None]
         self.expired: dict[Hashable, AnyEntry] = {}
-        self._deadlines: _Deadlines
+        self._deadlines: Deadlines
         self.get: Callable[[Hashable], AnyEntry | None]
         self.has: Callable[[Hashable], bool]
         self._rebuild = rebuild
@@ -134,7 +134,7 @@ class Index:
         self.last_birth = self.file_nbytes = 0
         self.batches, self.packs, self.inline = [], {}, {}
         self.journal = None
-        self.due, self._deadlines = NEVER, _Deadlines()
+        self.due, self._deadlines = NEVER, Deadlines()
         self.expired.clear()
         self._count = 0  # of live keys, where there is a base
         self._in_order = True
@@ -212,6 +212,18 @@ class Index:
                 yield key, base.entry(row)
             elif passed:
                 self._end_row = row  # not to be passed again
+
+    def births_from(self, lowest: int) -> set[int]:
+        """The births that are not below *lowest*; some of them may be past."""
+        live = (entry.birth for entry in [*self.entries.values()] if entry is not None)
+        found = {birth for birth in live if birth >= lowest}
+        if self.base is not None:
+            try:
+                found.update(self.base.births_from(lowest))
+            except LOST:
+                self.lose_base()
+                return self.births_from(lowest)
+        return found
 
     def next_birth(self) -> int:
         """A birth number higher than every one seen."""
@@ -379,6 +391,9 @@ class Index:
 
         *live* is what `find_many` says of those that are not in *dead* places.
         """
+        if len(dead) == batch.record.count:
+            self._bury(batch, dead)
+            return
         places = [*range(len(named))]
         if dead:
             places = [place for place in places if place not in dead]
@@ -414,6 +429,13 @@ class Index:
                 entries[key] = Packed(batch, place)  # as `_put`, where nothing moves
             else:
                 self._put(key, Packed(batch, place), birth, old)
+
+    def _bury(self, batch: Batch, dead: frozenset[int]) -> None:
+        """`apply_batch` where nothing is live: it takes room in its pack, and no more."""
+        self.batches.append(batch)
+        batch.join(self.packs)
+        batch.kill_many(dead)
+        self.records += batch.record.count
 
     def note(self, changed: Sequence[Hashable]) -> None:
         """Add keys to the `journal`, if anybody reads it."""
@@ -572,38 +594,6 @@ class Index:
 
 class _Row(int):
     """A row of the base, among the deadlines of keys."""
-
-
-class _Deadlines:
-    """Deadlines, and the key of each, or its row of the base; the next one first."""
-
-    __slots__ = ("_heap", "_order")
-
-    def __init__(self) -> None:
-        self._heap: list[tuple[float, int, Any]] = []
-        self._order = count()  # keys need not be comparable
-
-    def __len__(self) -> int:
-        return len(self._heap)
-
-    @property
-    def next(self) -> float:
-        """The next deadline; infinity: there is none."""
-        return self._heap[0][0] if self._heap else NEVER
-
-    def add(self, deadline: float, key: Any) -> None:
-        """Note one. O(log n), O(1) for one after all others."""
-        heapq.heappush(self._heap, (deadline, next(self._order), key))
-
-    def pop(self) -> tuple[float, Any]:
-        """Take out the next one and its key. O(log n)."""
-        deadline, _, key = heapq.heappop(self._heap)
-        return deadline, key
-
-    def keep(self, is_kept: Callable[[float, Any], bool]) -> None:
-        """Drop those that are not kept. O(n)."""
-        self._heap = [each for each in self._heap if is_kept(each[0], each[2])]
-        heapq.heapify(self._heap)
 
 
 def _by_birth(entries: dict[Hashable, AnyEntry]) -> dict[Hashable, AnyEntry]:

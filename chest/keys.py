@@ -41,6 +41,7 @@ __all__ = [
     "Opaque",
     "canonical",
     "decode",
+    "decode_many",
     "encode",
     "key_to_filename",
     "line",
@@ -158,6 +159,13 @@ def decode(value: Json, load: Loader | None = None) -> Any:
         msg = f"a key of a kind this version does not know: {kind!r}"
         raise ValueError(msg)
     return _DECODERS[kind](content)
+
+
+def decode_many(values: list[Json], load: Loader | None = None) -> list[Any]:
+    """`decode` of each."""
+    if {*map(type, values)} == {str}:
+        return values
+    return [decode(value, load) for value in values]
 
 
 def text(key: Hashable) -> str:

@@ -18,7 +18,7 @@ from __future__ import annotations
 import os
 import shutil
 import threading
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 from chest import expiry
@@ -26,6 +26,7 @@ from chest.eviction import policy as make_policy
 from chest.expiry import NEVER
 from chest.index import AnyEntry
 from chest.keeper import Keeper
+from chest.log import NO_WORD
 from chest.memory import MemoryTier, Slot, Slots
 from chest.opening import open_tier, temporary_folder
 from chest.settings import Settings, absolute
@@ -155,8 +156,7 @@ class Ledger(Keeper):
             return
         fresh = self._fresh
         if fresh:
-            self._give_way(manifest.changed)
-        manifest.changed, manifest.reloaded = set(), False
+            self._give_way()
         slots = memory.slots
         for key in changed:
             if key not in slots and key not in fresh:
@@ -176,6 +176,8 @@ class Ledger(Keeper):
                 memory.drop(slot)
             else:
                 slot.entry = entry  # the same value, perhaps in another file
+        # Last: who is interrupted has to do it again.
+        manifest.changed, manifest.reloaded = set(), False
 
     def _watch(self) -> None:
         """Note what a look compares: what was published, and the next deadline."""
@@ -185,12 +187,18 @@ class Ledger(Keeper):
         word = manifest.word
         self._word = word if due == NEVER else expiry.Due(word, due)
 
-    def _give_way(self, published: Iterable[Hashable]) -> None:
+    def _give_way(self) -> None:
         """Settle births that two processes gave at once: who published keeps the place."""
-        find, fresh = self._manifest.index.get, self._fresh
-        births = [entry.birth for key in published if (entry := find(key))]
+        manifest, fresh = self._manifest, self._fresh
         given = [birth for birth in fresh.values() if birth is not None]
-        if births and given and max(births) >= min(given):
+        if not given:
+            return
+        if manifest.reloaded:  # which keys are new is not known
+            is_late = not manifest.index.births_from(min(given)).isdisjoint(given)
+        else:
+            found = map(manifest.index.get, manifest.changed)
+            is_late = any(entry.birth >= min(given) for entry in found if entry)
+        if is_late:
             fresh.update(dict.fromkeys(fresh))  # they get others when somebody asks
             self._memory.changes += 1
 
@@ -222,6 +230,7 @@ class Ledger(Keeper):
                     manifest.leave()
                     raise
         except BaseException:
+            self._seen = NO_WORD  # not all may be seen that was read
             lock.release()
             raise
         return lock

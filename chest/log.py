@@ -22,6 +22,7 @@ __all__ = ["NAME", "LogFile", "Polled", "Unmapped"]
 NAME = ".keys"
 MOVED = b"--------"  # the word of a file that is no longer the manifest
 IS_MOVED = int.from_bytes(MOVED, "little")
+NO_WORD = -2  # equal to no word, nor to what stands for one
 _integer = int.from_bytes
 
 # Those of this process, by id.

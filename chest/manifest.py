@@ -45,11 +45,12 @@ from chest import errors, folder, keys, lifetime, system
 from chest.base import INDEX, open_base
 from chest.batches import Batch, dead_places
 from chest.index import LOST, AnyEntry, Index
-from chest.log import IS_MOVED, MOVED, NAME, LogFile, Unmapped
+from chest.log import IS_MOVED, MOVED, NAME, Unmapped
 from chest.packs import Packs
 from chest.records import MAGIC, Entry, Lines, Signer
 from chest.rewrite import Rewrite, Source, starts_checkpoint
 from chest.system import locks
+from chest.tail import Tail
 
 __all__ = ["Manifest"]
 
@@ -61,7 +62,7 @@ COMPACT_FROM = 1024  # records; a shorter log is not worth rewriting
 LOOK_EACH = 64  # publications; then a writer looks whether its log still has a name
 
 
-class Manifest(LogFile):
+class Manifest(Tail):
     """The live entries of one chest's folder, and the only way to change them.
 
     Parameters
@@ -124,6 +125,7 @@ class Manifest(LogFile):
         self.seen = 0
         self._position = self.generation = self._start = self._first = 0
         self._opening = 0  # how often the log was opened
+        self._in_doubt = False  # what was read last, or published, is known in part
         try:
             with folder.refusals(self.path, "could not be read"):
                 self._register()
@@ -141,15 +143,15 @@ class Manifest(LogFile):
         again, `reloaded` is set instead. Lock: none.
         """
         with folder.refusals(self.path, "could not be read"):
-            if self.word[1] == IS_MOVED and self._was_replaced():
+            if self._in_doubt or (self.word[1] == IS_MOVED and self._was_replaced()):
                 self._reopen()
                 return True
             try:
                 return self._read_new()
             except errors.CorruptChestError:
-                # A pack that it speaks of went with the log, since the look above.
-                if not self._was_replaced():
-                    raise
+                # A pack that it speaks of went with the log, since the look above; or a
+                # record was read, was taken back, and another lies there. Else it is
+                # found again.
                 self._reopen()
                 return True
 
@@ -236,13 +238,17 @@ class Manifest(LogFile):
                 entry.generation = 0  # implied by the place in the log
         record = entries[0] if len(entries) == 1 else entries
         wrote = self._write(self._lines.line(record, number))
-        for entry in entries:
-            entry.generation = entry.generation or number
-        for key, entry in pairs:
-            self.index.apply(key, entry)
-        if batch is not None:
-            self.index.apply_batch(batch, named, dead_places(batch.record), live)
-        self.generation, (self._position, self.seen) = number, wrote
+        try:
+            for entry in entries:
+                entry.generation = entry.generation or number
+            for key, entry in pairs:
+                self.index.apply(key, entry)
+            if batch is not None:
+                self.index.apply_batch(batch, named, dead_places(batch.record), live)
+            self.generation, (self._position, self.seen) = number, wrote
+        except BaseException:  # Ctrl-C
+            self.doubt()
+            raise
 
     def end(self, texts: Sequence[bytes], live: Mapping[Hashable, AnyEntry]) -> None:
         """Publish that all keys of *live* are gone, as `append` does.
@@ -251,8 +257,12 @@ class Manifest(LogFile):
         """
         number = self.generation + 1
         wrote = self._write(self._lines.ending(texts, number))
-        self.index.end_many([*live], live)
-        self.generation, (self._position, self.seen) = number, wrote
+        try:
+            self.index.end_many([*live], live)
+            self.generation, (self._position, self.seen) = number, wrote
+        except BaseException:  # Ctrl-C
+            self.doubt()
+            raise
 
     def append_one(
         self, key: Hashable, entry: Entry, old: AnyEntry | None, *, last: bool
@@ -265,10 +275,14 @@ class Manifest(LogFile):
         # What is published one by one goes this way, so each call counts.
         number = self.generation + 1
         wrote = self._write(self._lines.line(entry, number))
-        if not entry.generation:
-            entry.generation = number
-        self.index.change(key, entry, old)
-        self.generation, (self._position, self.seen) = number, wrote
+        try:
+            if not entry.generation:
+                entry.generation = number
+            self.index.change(key, entry, old)
+            self.generation, (self._position, self.seen) = number, wrote
+        except BaseException:  # Ctrl-C
+            self.doubt()
+            raise
         if last and self._depth == 1:
             self.leave()
 
@@ -276,8 +290,12 @@ class Manifest(LogFile):
         """`end` of one key, whose entry is *old*."""
         number = self.generation + 1
         wrote = self._write(self._lines.ending([text], number))
-        self.index.end(key, old)
-        self.generation, (self._position, self.seen) = number, wrote
+        try:
+            self.index.end(key, old)
+            self.generation, (self._position, self.seen) = number, wrote
+        except BaseException:  # Ctrl-C
+            self.doubt()
+            raise
 
     @property
     def wasteful(self) -> bool:
@@ -381,9 +399,9 @@ class Manifest(LogFile):
         except OSError as error:
             raise self._refused(error, "could not be opened") from error
         before = self._fd, self.word, self.index, self.generation, self._position
-        self._fd = fd
-        self._opening += 1
         try:
+            self._fd = fd
+            self._opening += 1
             self._load()
         except BaseException as error:
             corrupt = isinstance(error, errors.CorruptChestError)
@@ -486,9 +504,13 @@ class Manifest(LogFile):
             return size < begin
         data = system.read_all(self._fd, begin, size - begin)
         word = self.word
-        if self._take_plain(data, begin) < len(data):
-            self._take_others(data, begin)
-        self._caught_up(word)
+        try:
+            if self._take_plain(data, begin) < len(data):
+                self._take_others(data, begin)
+            self._caught_up(word)
+        except BaseException:  # also Ctrl-C, and a pack that cannot be read just now
+            self.doubt()
+            raise
         return self._position != begin
 
     def _caught_up(self, word: object) -> None:
@@ -501,81 +523,25 @@ class Manifest(LogFile):
         self._load(checkpointed=False)
         self.reloaded = True
 
-    # Here and where records are written, the place in the log and the record's number
-    # change in one step, after what the record says was applied: whatever interrupts this
-    # (Ctrl-C), it is read again, to the same effect.
-
     def _read_few(self) -> None:
         """`_read_new` as far as it goes with one read, and there are plain records."""
         # One call less than to ask for the size first.
+        if self._in_doubt:
+            return
         data = system.read(self._fd, self._position, FEW)
         word = self.word
-        self._take_plain(data, self._position)
-        self._caught_up(word)
-
-    def _take_plain(self, data: bytes, begin: int) -> int:
-        """Apply lines of one entry with a plain key each; where others begin in *data*.
-
-        It is what the log has from *begin* on.
-        """
-        # The steps of `_take`, for what is published one by one: it is read by every
-        # process that has the chest open.
-        number = self.generation
-        found, end = self._lines.plain(data, self._position - begin, number + 1)
-        if found:
-            changed, index = self.changed, self._growing
-            for entry in found:
-                key = entry.text
-                changed.add(key)
-                index.change(key, entry, index.get(key))
-            self.generation, self._position = number + len(found), begin + end
-        return end
-
-    def _take_others(self, data: bytes, begin: int) -> None:
-        """Apply what `_take_plain` has left, and what is plain behind it."""
-        word, start = self.word, self._position - begin
-        while (end := data.find(b"\n", start)) >= 0 and self._take(data[start:end]):
-            start = self._take_plain(data, begin)
-        if self.word is not word:
-            return  # all of it was read anew meanwhile
-        if end >= 0:
-            self._lines.check_torn(data, start, begin, self.generation)
-        else:
-            self._lines.check_newline(data[start:], self._position, self.generation)
-
-    def _take(self, line: bytes) -> bool:
-        """Apply the line at `_position`; False when its check does not fit."""
-        number, end = self.generation + 1, self._position + len(line) + 1
-        entries = self._lines.read(line, number, self._position)
-        if entries is None:
-            return False
         try:
-            decoded = [_decoded(entry, self._packs, self.load_key) for entry in entries]
-        except (ValueError, TypeError) as error:
-            if isinstance(error, errors.ChestError):
-                raise
-            raise self._lines.corrupt(self._position, str(error)) from error
-        ended = [named[0] for named, entry, _ in decoded if entry.gone == "key"]
-        if len(ended) == len(decoded) > 1:  # what `end` wrote
-            self.changed.update(ended)
-            self._growing.end_many(ended, self._growing.find_many(ended))
-            self.generation, self._position = number, end
-            return True
-        for named, entry, batch in decoded:
-            if not entry.generation:
-                entry.generation = number
-            self.changed.update(named)
-            if batch is not None:
-                self._growing.apply_batch(batch, named, dead_places(entry))
-                continue
-            if entry.gone == "all":
-                self.reloaded = True
-            self._growing.apply(named[0], entry)
-        self.generation, self._position = number, end
-        return True
+            self._take_plain(data, self._position)
+            self._caught_up(word)
+        except BaseException:
+            self.doubt()
+            raise
 
     def _prepare_to_write(self) -> None:
         """Read everything and cut off a torn tail (M2); called with the lock held."""
+        if self._in_doubt:
+            self._reopen()
+            self._announce()  # who was interrupted may not have
         if self.word[1] == IS_MOVED:
             if self._was_replaced():
                 self._reopen()
@@ -599,8 +565,9 @@ class Manifest(LogFile):
             self._suspect = False
 
     def _reopen(self) -> None:
+        self.doubt()
         self._open()
-        self.reloaded = True
+        self.reloaded, self._in_doubt = True, False
 
 
 class _Exclusive:
@@ -642,13 +609,3 @@ def _records(
             entry.generation = entry.generation or number
         offset += len(line) + 1
         yield entries
-
-
-def _decoded(
-    entry: Entry, packs: Packs, load: keys.Loader | None
-) -> tuple[list[Hashable], Entry, Batch | None]:
-    """The keys of one entry of a record, and its batch if it is one."""
-    if not entry.count:
-        return [keys.decode(entry.text, load)], entry, None
-    batch = Batch(entry, packs.block(entry))
-    return batch.keys(load), entry, batch

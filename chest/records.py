@@ -10,7 +10,7 @@ import os
 import re
 import secrets
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import xxhash
@@ -132,6 +132,15 @@ class Entry(
     made: int = 0
 
 
+class _Ended(
+    msgspec.Struct, gc=False, forbid_unknown_fields=True, rename={"text": "k"}
+):
+    """A tombstone alone: an `Entry` for each of very many would take longer."""
+
+    text: Any
+    gone: Literal["key"]
+
+
 class Header(msgspec.Struct, omit_defaults=True):
     """What the first line says of the whole file."""
 
@@ -145,6 +154,7 @@ _digest = xxhash.xxh3_64_hexdigest
 _encode = msgspec.json.Encoder().encode
 _decode_record = msgspec.json.Decoder(Entry | list[Entry]).decode
 _decode_entry = msgspec.json.Decoder(Entry).decode
+_decode_ended = msgspec.json.Decoder(list[_Ended]).decode
 _decode_header = msgspec.json.Decoder(Header).decode
 
 
@@ -235,6 +245,21 @@ class Lines:
         except msgspec.MsgspecError as error:
             raise self.corrupt(offset, str(error)) from error
         return record if isinstance(record, list) else [record]
+
+    def ended(self, line: bytes, number: int) -> list[Any] | None:
+        """The texts of the keys that `ending` wrote, where there are several.
+
+        None where `read` is needed: for other lines, and for damaged ones.
+        """
+        check, _, body = line.partition(b" ")
+        if not (body.startswith(b'[{"k":') and body.endswith(b',"gone":"key"}]')):
+            return None
+        if not self.is_check(check, body, number):
+            return None
+        try:
+            return [each.text for each in _decode_ended(body)]
+        except msgspec.MsgspecError:
+            return None  # the last of them ends a key, others do not
 
     def plain(self, data: bytes, start: int, number: int) -> tuple[list[Entry], int]:
         """The entries of lines that speak of one key each, which is a str.

@@ -18,7 +18,7 @@ import msgspec
 
 from chest import errors, keys, system
 from chest.base import INDEX, About, alone
-from chest.batches import Batch, dead_places
+from chest.batches import Batch, dead_places, is_dead
 from chest.checkpoint import Checkpoint, Damaged
 from chest.facts import Problem
 from chest.folder import Folder
@@ -213,6 +213,9 @@ class Replay:
 
     def _apply_batch(self, record: Entry) -> None:
         """The same of a batch, unless its own index is damaged or gone."""
+        if is_dead(record):
+            self.index.apply_batch(Batch(record), (), dead_places(record))
+            return
         try:
             batch = Batch(record, self._packs.block(record))
             named = batch.keys(None)

@@ -18,7 +18,7 @@ import msgspec
 
 from chest import errors
 from chest.base import INDEX, About, rows
-from chest.batches import Batch, dead_bits
+from chest.batches import Batch, dead_bits, is_dead
 from chest.folder import Aside, Folder, refusals, refused
 from chest.index import Index
 from chest.log import NAME
@@ -81,10 +81,12 @@ class Rewrite:
         self._home = home
         self._lines = lines
         self._base, self._entries = index.base, index.entries.copy()
+        # One of which nothing lives counts as long as others keep its pack: else nobody
+        # would know any more how much of that is dead.
+        packs = index.packs
+        kept = {name for name, tally in packs.items() if tally.dead < tally.count}
         self._batches = [
-            (batch, bytes(batch.gone))
-            for batch in index.batches
-            if batch.dead < batch.record.count
+            (batch, bytes(batch.gone)) for batch in index.batches if batch.name in kept
         ]
         self._birth, self._records = index.birth, index.records
         self._file_nbytes, self._count = index.file_nbytes, len(index)
@@ -112,6 +114,8 @@ class Rewrite:
             for batch, gone in self._batches:
                 if batch.name not in poor:
                     kept.append((batch, gone))
+                elif is_dead(self._record(batch, gone)):
+                    continue
                 elif stay := move.take(batch, gone):
                     places = {*range(batch.record.count)}.difference(stay)
                     kept.append((batch, dead_bits(batch.record.count, places)))

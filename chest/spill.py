@@ -183,6 +183,8 @@ class SpillTier(ReadTier):
             job = job._replace(format=self._fallback)
         try:
             draft = self.store.folder_draft() if folder else self.store.draft()
+        except errors.DroppedError:
+            raise
         except OSError as error:
             path = self.store.home.path
             raise refused(error, path, "takes no new file", job.key) from error

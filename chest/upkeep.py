@@ -77,7 +77,7 @@ class Upkeep(Settling):
         disk, spill = self._settings.available_disk, self._spill
         return self._stats(
             keys=len(self),
-            stored_nbytes=self.stored_nbytes,
+            stored_nbytes=self._stored(),
             available_disk=float("inf") if disk is None else disk,
             misses=spill.loaded,
             writes=spill.written,
@@ -89,7 +89,7 @@ class Upkeep(Settling):
 
     def _known_size(self) -> tuple[int, int]:
         # docstring inherited
-        return len(self._manifest.index) + len(self._fresh), self.stored_nbytes
+        return len(self._manifest.index) + len(self._fresh), self._stored()
 
     # -- care --------------------------------------------------------------------------
 
@@ -199,12 +199,17 @@ class Upkeep(Settling):
     def _written_more(self) -> None:
         """Delete the least recently used keys beyond ``available_disk``."""
         budget = self._settings.available_disk
-        if budget is not None and self.stored_nbytes > budget:
+        if budget is not None and self._stored() > budget:
             self._trim(budget, None)
 
     @property
     def stored_nbytes(self) -> int:
         """Bytes of the values on disk, those in packs that are dead included."""
+        self._look()
+        return self._stored()
+
+    def _stored(self) -> int:
+        """`stored_nbytes`, of what was seen already."""
         index = self._manifest.index
         return index.file_nbytes + index.pack_nbytes()
 
@@ -259,6 +264,8 @@ class Upkeep(Settling):
                 for key, entry in pairs[start : start + MOST_DRAFTS]:
                     written.append(self._spill.adopt(key, theirs, entry, births[key]))
                 with self._publishing():
+                    for each in written:  # others may have given it away meanwhile
+                        each.entry.birth = self._birth_of(each.key)
                     replaced = self._spill.publish(written)
                     self._forget_slots(births.keys() & {each.key for each in written})
             finally:
@@ -280,6 +287,14 @@ class Upkeep(Settling):
                 small.add(key, births[key], data, made=entry.made)
             batch = self._spill.pack(small)
             with self._publishing():
+                find, last = self._manifest.index.get, self._manifest.index.last_birth
+                if any(
+                    birth <= last and find(key) is None
+                    for key, birth in zip(small.keys, small.births, strict=True)
+                ):
+                    # Others have given it away meanwhile.
+                    small.births = self._births_of(small.keys)
+                    batch = self._spill.pack(small)
                 replaced = self._spill.publish_packed(batch, small, ())
                 self._forget_slots([key for key, _ in some])
             self._spill.delete(replaced)

@@ -153,7 +153,11 @@ class DurableQueue(Lending):
         kind = type(self).__name__
         if self._closed:
             return f"<{kind} {self.name!r} in {self._outer}: closed>"
-        return f"<{kind} {self.name!r} in {self._outer}: {self.qsize()} items>"
+        try:
+            what = f"{self.qsize()} items"
+        except errors.DroppedError:
+            what = "dropped"
+        return f"<{kind} {self.name!r} in {self._outer}: {what}>"
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Travel as path and options; what is leased stays with this handle."""

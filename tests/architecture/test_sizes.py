@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 FILE_LINES = 450  # all of these count code: docstrings, comments and blank lines do not
-CLASS_LINES = 380  # Manifest and Chest, with its names of 1.x, are the longest
+CLASS_LINES = 400  # Index, Manifest, and Chest with its names of 1.x are the longest
 FUNCTION_LINES = 60
 PUBLIC_NAMES = 45  # of Chest, besides those that dict and chest 1.x brought
 OLD_NAMES = {

@@ -431,6 +431,14 @@ def test_a_list_changed_in_place_after_it_was_read_is_stored(
     c.close()
 
 
+def test_the_bytes_that_others_store_are_seen_at_once(chest_dir: Path) -> None:
+    """P8."""
+    with Chest(chest_dir) as c, Chest(chest_dir) as other:
+        c["x"] = b"x" * 10_000
+        c.flush()
+        assert other.stored_nbytes == c.stored_nbytes > 10_000
+
+
 def test_a_value_changed_in_place_after_sync_is_stored(chest_dir: Path) -> None:
     with Chest(chest_dir) as c:
         value = c["x"] = [1]
@@ -604,6 +612,34 @@ def test_drop_deletes_everything(tmp_path: Path) -> None:
     c.close()
     c.drop()
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("anew", [False, True], ids=["gone", "made anew"])
+def test_whoever_writes_to_a_chest_that_was_dropped_is_told(
+    anew: bool, tmp_path: Path
+) -> None:
+    path, large = tmp_path / "c", np.arange(10_000.0)
+    c, other = Chest(path), Chest({"z": large})
+    c.drop()
+    with contextlib.ExitStack() as stack:
+        c = Chest(path)
+        Chest(path).drop()
+        if anew:
+            stack.enter_context(Chest({"new": 1}, path)).sync()
+        for use in (
+            lambda: c.set("x", large, ttl=5),
+            lambda: c.update(other),
+            lambda: c.set_many({"x": large}),
+            c.flush,
+            c.close,
+        ):
+            with pytest.raises(errors.DroppedError):
+                use()
+        c._release()
+    other.close()
+    if anew:
+        with Chest(path) as c:
+            assert dict(c) == {"new": 1}
 
 
 def test_nbytes_of_the_face() -> None:

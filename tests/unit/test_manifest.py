@@ -12,7 +12,7 @@ import pytest
 
 from chest import errors
 from chest.folder import Folder
-from chest.keys import encode
+from chest.keys import encode, line
 from chest.manifest import LOOK_EACH, Manifest
 from chest.packs import Packs
 from chest.records import Entry
@@ -211,6 +211,22 @@ def test_an_interrupted_publication_does_not_mar_the_next(
         assert live(each) == told
 
 
+def test_a_reader_is_not_led_astray_by_what_follows_a_record_that_was_taken_back(
+    opened: Open, chest_dir: Path
+) -> None:
+    """The next one is longer, so that what was read seems to go on in the middle of it."""
+    writer, reader = opened(), opened()
+    put(writer, "a")
+    size = (chest_dir / ".keys").stat().st_size
+    put(writer, "b")
+    reader.tail()
+    os.truncate(chest_dir / ".keys", size)
+    put(opened(), "longer than b")
+    reader.tail()
+    assert live(reader) == live(opened()) == ["a", "longer than b"]
+    assert reader.reloaded
+
+
 def test_the_lock_is_exclusive_and_nests(opened: Open) -> None:
     one, two = opened(timeout=0), opened(timeout=0)
     with one.exclusive(), one.exclusive():
@@ -320,3 +336,56 @@ def test_records_of_one_plain_key_and_others_are_read_in_their_order(
     assert reader.tail()
     assert live(reader) == live(opened()) == [("t", 1), 7, "c", "d"]
     assert reader.changed == {*keys, "d"}
+
+
+def test_a_record_that_ends_many_keys_is_read_without_an_entry_for_each(
+    opened: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer, reader = opened(), opened()
+    keys: list[Any] = [f"k{i}" for i in range(50)]
+    others: list[Any] = ["a", ("t", 1), 7, b"b", "\ud800", '","gone":"key"},{"k":"a']
+    for named in (keys, others):
+        with writer.exclusive():
+            pairs = [
+                (key, Entry(encode(key), writer.index.next_birth())) for key in named
+            ]
+            writer.append(pairs)
+    reader.tail()
+    reader.changed.clear()
+    assert live(reader) == [*keys, *others]
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("an entry was made")
+
+    monkeypatch.setattr("chest.tail._decoded", refuse)
+    with writer.exclusive():
+        for gone in (keys[1:], others[1:]):
+            writer.end([line(key) for key in gone], writer.index.find_many(gone))
+    assert reader.tail()
+    for manifest in (writer, reader):
+        assert live(manifest) == ["k0", "a"]
+    assert reader.changed == {*keys[1:], *others[1:]}
+    monkeypatch.undo()
+    assert live(opened()) == ["k0", "a"]
+
+
+def test_damage_behind_whole_records_is_named_by_its_own_byte(
+    opened: Open, chest_dir: Path
+) -> None:
+    writer, reader = opened(), opened()
+    for key in "abc":
+        put(writer, key)
+    path = chest_dir / ".keys"
+    whole = path.read_bytes()
+    senseless = writer._lines._checked(b'{"k":"d","b":"one"}', 4)
+    unkeyed = writer._lines._checked(b'{"k":{"no such kind":1}}', 4)
+    cut = writer._lines._checked(b'{"k":"d","b":4}', 4)[:-1] + b"x"
+    for bad in (senseless, unkeyed, cut, b"0123456789abcdef {}\n"):
+        path.write_bytes(whole + bad)
+        with pytest.raises(errors.CorruptChestError, match=f"byte {len(whole)}:"):
+            reader.tail()
+        with pytest.raises(errors.CorruptChestError, match=f"byte {len(whole)}:"):
+            opened()
+    path.write_bytes(whole)
+    reader.tail()
+    assert live(reader) == ["a", "b", "c"]

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from chest import Chest, Ordered, base, errors, expiry, index, manifest, rewrite
+from chest.spill import SpillTier
 
 
 @pytest.fixture
@@ -23,6 +24,13 @@ def two(tmp_path: Path) -> Iterator[tuple[Ordered, Ordered]]:
 def positions(o: Ordered) -> list[object]:
     """The keys, asked for one by one."""
     return [o.keys()[at] for at in range(len(o))]
+
+
+def check_order(order: list[object], *views: Ordered) -> None:
+    """What all handles, and one that is opened now, say of the order."""
+    with Chest(views[0].chest.path, readonly=True) as late:
+        for each in (*views, Ordered(late)):
+            assert list(each.chest) == positions(each) == order
 
 
 def agrees(o: Ordered, model: OrderedDict[object, object]) -> None:
@@ -121,6 +129,63 @@ class TestPositions:
         assert positions(one) == ["x", "y", "a", "b"]
         one.chest.sync()
         assert positions(other) == positions(one) == list(one)
+
+    def test_births_given_before_another_wrote_the_log_anew_are_settled(
+        self, two
+    ) -> None:
+        one, other = two
+        one.update(a=1, b=2)
+        assert positions(one) == ["a", "b"]  # so they have births
+        other.update(x=1, y=2)
+        other.chest.sync()
+        other.chest.compact()
+        one.chest.sync()
+        order = ["x", "y", "a", "b"]
+        check_order(order, one, other)
+        one.update(x=3, a=4)  # they keep their places, whatever their generations
+        one.chest.flush()
+        one.chest.compact()
+        check_order(order, one, other)
+
+    def test_who_has_nothing_in_common_with_others_births_keeps_its_own(
+        self, two
+    ) -> None:
+        one, other = two
+        one.update(a=1, b=2, c=3)
+        assert positions(one) == ["a", "b", "c"]
+        one.chest.move_to_disk("b")  # which publishes it alone
+        other.chest.compact()
+        assert positions(one) == ["a", "b", "c"]
+        one.chest.sync()
+        check_order(["a", "b", "c"], one, other)
+
+    @pytest.mark.parametrize("count", [3, 100], ids=["files", "packed"])
+    def test_births_of_what_is_taken_over_are_nobody_elses(
+        self, two, count, tmp_path, monkeypatch
+    ) -> None:
+        """Another process publishes while they are read."""
+        one, other = two
+        with Chest({f"k{i}": i for i in range(count)}, tmp_path / "source") as source:
+            source.flush()
+            raw, adopt = SpillTier.raw, SpillTier.adopt
+
+            def publish(*_: object) -> None:
+                if "x" not in other:
+                    other["x"] = 1
+                    other.chest.sync()
+
+            monkeypatch.setattr(SpillTier, "raw", lambda *a: (publish(), raw(*a))[1])
+            monkeypatch.setattr(
+                SpillTier, "adopt", lambda *a: (publish(), adopt(*a))[1]
+            )
+            one.chest.update(source)
+        order = ["x", *(f"k{i}" for i in range(count))]
+        check_order(order, one, other)
+        one["x"] = 2
+        one.chest.flush()
+        one.chest.compact()
+        check_order(order, one, other)
+        assert len({one.chest.entry(key).birth for key in order}) == count + 1
 
     def test_the_order_survives_reopening_and_overwriting(self, two) -> None:
         one, other = two

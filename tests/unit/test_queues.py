@@ -7,6 +7,7 @@ import os
 import pickle
 import queue
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -411,16 +412,33 @@ def test_a_temporary_chest_lives_as_long_as_its_queue() -> None:
     q.close()
 
 
-def test_dropping_tells_the_others(chest_dir: Path) -> None:
-    with DurableQueue(chest_dir) as other:
-        q = DurableQueue(chest_dir)
-        q.put(1)
-        q.drop()
-        for use in (other.get, lambda: other.put(1), other.qsize):
+@pytest.mark.parametrize("anew", [False, True], ids=["gone", "made anew"])
+def test_dropping_tells_the_others(anew: bool, chest_dir: Path) -> None:
+    large = "x" * 100_000
+    with DurableQueue(chest_dir, lease=60) as other:
+        other.put_many([1, 2])
+        item = other.get()
+        DurableQueue(chest_dir).drop()
+        made = [DurableQueue(chest_dir)] if anew else []
+        for each in made:
+            each.put("of the new one")
+        uses: list[Callable[[], object]] = [
+            other.get,
+            other.qsize,
+            lambda: other.put(1),
+            lambda: other.put(large),
+            lambda: other.put_many([1, large]),
+            lambda: other.ack(item),
+            other.drop,
+        ]
+        for use in uses:
             with pytest.raises(errors.DroppedError):
                 use()
+        assert repr(other).endswith(": dropped>")
+    for each in made:
+        each.close()
     with DurableQueue(chest_dir) as q:
-        assert q.empty()
+        assert [q.get() for _ in range(q.qsize())] == ["of the new one"] * anew
 
 
 def test_a_handle_travels_by_pickle(chest_dir: Path) -> None:

@@ -134,6 +134,14 @@ class Watching:
         return look, ()
 
 
+class Encoded:
+    """Looks when it is encoded."""
+
+    def __reduce__(self) -> tuple[object, ...]:
+        look()
+        return int, ()
+
+
 def look() -> None:
     seen.extend(each() for each in looks)
 
@@ -147,6 +155,17 @@ def test_what_another_process_takes_meanwhile_is_not_brought_back(
         looks.append(lambda: (looks.clear(), q.get()))
         jobs.ingest()
     assert jobs.all_of() == [None, LARGE, "live"]
+
+
+def test_a_flush_goes_on_where_another_takes_all_and_leaves(chest_dir: Path) -> None:
+    """The folder goes while a large item is on its way to a file of its own."""
+    Jobs(chest_dir, "a").flush()
+    other = Jobs(chest_dir)
+    looks.append(lambda: (looks.clear(), other.ingest()))
+    Jobs(chest_dir, Encoded(), LARGE).flush()
+    assert other.all_of() == ["a"]
+    other.ingest()
+    assert other.all_of() == [0, LARGE]
 
 
 def test_items_around_a_damaged_one_are_brought_back(chest_dir: Path) -> None:

@@ -276,6 +276,67 @@ def test_after_a_checkpoint_no_key_is_kept_in_memory(chest_dir: Path) -> None:
         assert dict(c) == {k: v for k, v in MANY.items() if k != "k6"} | {"k5": "newer"}
 
 
+def test_who_comes_after_very_many_deletions_need_not_read_them(
+    chest_dir: Path,
+) -> None:
+    with Chest(MANY, chest_dir) as c, Chest(chest_dir) as other:
+        c.flush()
+        assert c.delete_many([*MANY][10:]) == 90
+        for each in (c, other, Chest(chest_dir, readonly=True)):
+            assert list(each.items()) == [*MANY.items()][:10]
+            if each is not other:
+                assert each._manifest.index.entries == {}
+        each.close()
+        assert c.delete_many(["k1"]) == 1  # for one it is not worth it
+        assert list(c._manifest.index.entries) == ["k1"]
+
+
+@pytest.mark.parametrize("write", ["_checkpoint", "compact"])
+def test_a_batch_of_which_nothing_lives_counts_as_long_as_its_pack_is_there(
+    write: str, chest_dir: Path
+) -> None:
+    """Else a pack with little alive in it would never be found to be half dead."""
+    parts = [{f"{part}-{i}": [part, i] for i in range(100)} for part in range(4)]
+    with Chest(chest_dir) as c, Chest(chest_dir) as other:
+        for part in parts:
+            c.set_many(part)
+        (pack,) = packs_of(c)
+        stored = c.stored_nbytes
+        for dead, part in enumerate(parts[:2], 1):
+            c.delete_many(part)
+            getattr(c, write)()
+            with Chest(chest_dir, readonly=True) as late:
+                for each in (c, other, late):
+                    assert each.stored_nbytes == stored
+                    tally = each._manifest.index.packs[pack]
+                    assert (tally.count, tally.dead) == (400, 100 * dead)
+        c.delete_many(parts[2])
+        c.flush()  # which compacts
+        assert pack not in packs_of(c)
+        assert c.stored_nbytes < stored / 3
+        check_all_agree(c, parts[3], other)
+
+
+def test_of_a_batch_of_which_nothing_lives_nothing_is_read(chest_dir: Path) -> None:
+    parts = [{f"{part}-{i}": [part, i] for i in range(100)} for part in range(3)]
+    with Chest(chest_dir) as c:
+        for part in parts:
+            c.set_many(part)
+        c.delete_many(parts[1])
+        c.compact()
+        dead = c._manifest.index.batches[1].record
+        (pack,) = packs_of(c)
+    data = bytearray((chest_dir / pack).read_bytes())
+    data[dead.at : dead.at + dead.size] = bytes(dead.size)
+    (chest_dir / pack).write_bytes(data)
+    for without in (False, True):
+        if without:
+            (chest_dir / INDEX).unlink()
+        with Chest(chest_dir) as c:
+            check_all_agree(c, parts[0] | parts[2])
+            c.compact()
+
+
 def test_a_flush_of_very_many_keys_does_not_keep_them_all_in_memory(
     chest_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,0 +1,82 @@
+"""Ctrl-C at a chosen line of chest, as the signal's handler would raise it there.
+
+Owns: where it is raised. Does not own: what must hold then.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Collection, Iterator
+from types import FrameType
+from typing import Any
+
+import chest
+
+PACKAGE = os.path.dirname(chest.__file__)
+
+
+class Lines:
+    """Counts the lines of chest that are run, and raises KeyboardInterrupt at one.
+
+    Parameters
+    ----------
+    at : int
+        The number of that line, from 1 on; 0: none.
+    files : collection of str
+        Names of the only modules that count; empty: all do.
+    passed : collection of str
+        Names of functions that do not count.
+    """
+
+    def __init__(
+        self, at: int, files: Collection[str] = (), passed: Collection[str] = ()
+    ) -> None:
+        self.at, self.count = at, 0
+        self.where = ""
+        self._files, self._passed = files, passed
+
+    def __call__(self, frame: FrameType, event: str, _: Any) -> Any:
+        """The trace function of a call: whether its lines count."""
+        code = frame.f_code
+        name = code.co_filename
+        if not name.startswith(PACKAGE) or code.co_name in self._passed:
+            return None
+        if self._files and os.path.basename(name) not in self._files:
+            return None
+        return self._line
+
+    def _line(self, frame: FrameType, event: str, _: Any) -> Any:
+        if event != "line":
+            return self._line
+        self.count += 1
+        if self.count == self.at:
+            name = os.path.basename(frame.f_code.co_filename)
+            self.where = f"{name}:{frame.f_lineno} {frame.f_code.co_name}"
+            raise KeyboardInterrupt(self.where)
+        return self._line
+
+
+@contextlib.contextmanager
+def interrupted(lines: Lines) -> Iterator[None]:
+    """Run a block with Ctrl-C at one of its lines, which ends the block."""
+    before = sys.gettrace()
+    sys.settrace(lines)
+    try:
+        yield
+    except KeyboardInterrupt:
+        assert lines.where
+    finally:
+        sys.settrace(before)
+
+
+def close_left(folder: str | os.PathLike[str]) -> None:
+    """Close what is open below *folder*, which nobody uses any more.
+
+    A descriptor that the system has just given belongs to nobody for a line or two.
+    """
+    for fd in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):  # the listing's own is closed already
+            if os.readlink(f"/proc/self/fd/{fd}").startswith(os.fspath(folder)):
+                os.close(int(fd))
