@@ -17,7 +17,8 @@ from chest.upkeep import Upkeep
 
 __all__ = ["Bulk"]
 
-WINDOW = 1024  # keys read ahead; packed values of them take 8 MiB at most
+WINDOW = 1024  # keys read ahead
+PACKED_AHEAD_NBYTES = 16 << 20  # of packed values that are read ahead
 MOST_OPEN_FILES = 512  # handed to the user's open_many at once, as by chest 0.2.3
 AHEAD_NBYTES = 64 << 20  # of files that the system is asked to read meanwhile
 
@@ -136,7 +137,11 @@ class Bulk(Upkeep):
                 left -= entry.size
                 self._spill.store.read_ahead(entry.name)
         ahead: Ahead = {}
+        left = PACKED_AHEAD_NBYTES
         for batch, places in packed.items():
             for place, data in self._spill.packs.read_many(batch, sorted(places)):
                 ahead[places[place]] = Packed(batch, place), data
+                left -= len(data)
+                if left < 0:
+                    return ahead  # the rest is read one by one
         return ahead

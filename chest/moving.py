@@ -9,12 +9,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from chest.batches import Batch, Columns
-from chest.packs import BATCH_KEYS, Packs
+from chest.packs import BATCH_KEYS, BATCH_NBYTES, Packs
 
 __all__ = ["Move"]
 
-TOGETHER = 1 << 13  # values that are read at once; 64 MiB at most
-MOVED_NBYTES = 64 << 20  # of the values of one batch, or a few more
+TOGETHER = 1 << 13  # values of a batch that are read at once
 
 
 class Move:
@@ -65,7 +64,7 @@ class Move:
                 stay += [place for place in some if place not in found]
             self._add(found, *columns)
             full = len(self._small) > BATCH_KEYS - TOGETHER
-            if full or self._nbytes >= MOVED_NBYTES:
+            if full or self._nbytes >= BATCH_NBYTES:
                 self._write()
         return stay
 

@@ -12,6 +12,7 @@ import itertools
 import logging
 import pickle
 from collections.abc import Collection, Hashable, Iterable, Iterator, Sequence
+from sys import getsizeof
 from typing import Any
 
 from chest import errors
@@ -19,7 +20,7 @@ from chest.batches import Columns, Packed
 from chest.index import LOST, AnyEntry, unchanged
 from chest.ledger import Ledger, generation
 from chest.memory import Options, Slot
-from chest.packs import BATCH_KEYS
+from chest.packs import BATCH_KEYS, portions
 from chest.rewrite import Rewrite
 from chest.small import PACKED_NBYTES
 from chest.spill import MOST_DRAFTS, Job, Written
@@ -29,7 +30,7 @@ __all__ = ["Packing"]
 log = logging.getLogger("chest")
 
 FEWEST_PACKED = 64  # values written at once; fewer get a file each
-SMALL_NBYTES = 4 * PACKED_NBYTES  # bytes in memory of what may have a small pickle
+SMALL_NBYTES = 2 * PACKED_NBYTES  # bytes in memory of what may have a small pickle
 INLINE_NBYTES = 1024  # bytes in memory of what may lie in the log for a while
 MOST_PACKS = 64  # more are merged by compaction
 MOST_NEWER = 1 << 20  # entries in memory before a checkpoint takes them up
@@ -109,8 +110,14 @@ class Packing(Ledger):
             named, born = memory.bare_fresh(), self._born()
             births = [*map(born.__getitem__, named)]
             held, changes = [*map(memory.values.__getitem__, named)], memory.changes
-        for start in range(0, len(named), BATCH_KEYS):
-            some = slice(start, start + BATCH_KEYS)
+        sizes = [*map(getsizeof, held)]
+        if max(sizes, default=0) > SMALL_NBYTES:
+            fits = [size <= SMALL_NBYTES for size in sizes]
+            named, births, held, sizes = (
+                [*itertools.compress(column, fits)]
+                for column in (named, births, held, sizes)
+            )
+        for some in portions(sizes):
             values = held[some]
             small = Columns(named[some], births[some], [*map(_dumps, values)])
             if max(map(len, small.datas)) > PACKED_NBYTES:
@@ -173,8 +180,9 @@ class Packing(Ledger):
         if not self._packs or len(slots) < FEWEST_PACKED or self._settings.readonly:
             return slots
         others: list[Slot] = []
-        for start in range(0, len(slots), BATCH_KEYS):
-            taken, small = self._small_ones(slots[start : start + BATCH_KEYS], others)
+        sizes = [slot.nbytes if slot.nbytes <= SMALL_NBYTES else 0 for slot in slots]
+        for some in portions(sizes):
+            taken, small = self._small_ones(slots[some], others)
             if len(taken) < FEWEST_PACKED:
                 others += taken
                 continue

@@ -22,6 +22,7 @@ K3  A pack is removed under the manifest's lock, and only once the log does not 
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 import errno
 import mmap
@@ -30,6 +31,7 @@ import secrets
 import struct
 import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
+from itertools import accumulate
 from typing import Any, cast
 
 import xxhash
@@ -41,10 +43,11 @@ from chest.protocols import Buffer
 from chest.records import Entry
 from chest.system import FileMap
 
-__all__ = ["Packs"]
+__all__ = ["Packs", "portions"]
 
 PACK_NBYTES = 256 << 20  # a pack that is larger gets no further batch
 BATCH_KEYS = 1 << 16  # keys of one batch at most
+BATCH_NBYTES = 16 << 20  # of its values; it is in memory twice while it is written
 MAPPED_FROM = (
     1 << 16
 )  # bytes; a larger index begins at a page, so that it can be mapped
@@ -477,3 +480,20 @@ def _next_head(data: memoryview, at: int) -> int:
     """Where the next head may begin; -1: nowhere."""
     whole: Any = data.obj
     return -1 if not len(data) else int(whole.find(HEAD_MAGIC, at))
+
+
+def portions(sizes: Sequence[int]) -> Iterator[slice]:
+    """Parts of values with these sizes [B], in order, each of which makes one batch.
+
+    Examples
+    --------
+    >>> [*portions([1, 2, BATCH_NBYTES, 3])]
+    [slice(0, 2, None), slice(2, 3, None), slice(3, 4, None)]
+    """
+    ends, start = [*accumulate(sizes)], 0
+    while start < len(ends):
+        before = ends[start - 1] if start else 0
+        stop = bisect.bisect_right(ends, before + BATCH_NBYTES, start)
+        stop = min(max(stop, start + 1), start + BATCH_KEYS)
+        yield slice(start, stop)
+        start = stop

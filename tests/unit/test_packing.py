@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import tracemalloc
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
@@ -102,7 +103,7 @@ def test_signed_and_data_chests_have_no_packs(tmp_path: Path) -> None:
 
 
 def test_what_is_large_or_has_options_of_its_own_is_not_packed(chest_dir: Path) -> None:
-    own = {"large": b"x" * 8192, "array": np.arange(5000), "code": lambda: 5}
+    own = {"large": b"x" * 65536, "array": np.arange(9000), "code": lambda: 5}
     with Chest(MANY, chest_dir) as c:
         c.update(own)
         c.set("data", [1], format="data")
@@ -115,6 +116,40 @@ def test_what_is_large_or_has_options_of_its_own_is_not_packed(chest_dir: Path) 
         }
         assert c["code"]() == 5
         assert c["data"] == [1]
+
+
+@pytest.mark.parametrize("kind", [bytes, list])
+@pytest.mark.parametrize(("count", "size"), [(6_000, 8_000), (60, 1_000_000)])
+def test_a_flush_holds_little_more_than_the_values(
+    chest_dir: Path, kind: type, count: int, size: int
+) -> None:
+    """Their pickles are made a batch at a time, and those of large ones not at all."""
+    text = b"x" * (size - 100)
+    with Chest(chest_dir, available_memory="1 GB") as c:
+        for number in range(count):
+            value = b"%08d" % number + text
+            c[f"k{number}"] = value if kind is bytes else [value]
+        tracemalloc.start()
+        try:
+            c.sync()
+            _, most = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        assert most < 40 << 20
+        assert c[f"k{count - 1}"] is not None
+
+
+def test_what_is_read_ahead_from_packs_is_bounded(
+    chest_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    many = {f"k{number}": bytes([number]) * 1000 for number in range(200)}
+    with Chest(many, chest_dir):
+        pass
+    monkeypatch.setattr("chest.bulk.PACKED_AHEAD_NBYTES", 10_000)
+    with Chest(chest_dir) as c:
+        window = list(many)
+        assert 10 <= len(c._read_ahead(window)) <= 12
+        assert dict(c.items()) == many
 
 
 def test_a_key_that_is_a_pickled_object_is_found_in_a_pack(chest_dir: Path) -> None:

@@ -340,7 +340,7 @@ def test_of_a_batch_of_which_nothing_lives_nothing_is_read(chest_dir: Path) -> N
 def test_a_flush_of_very_many_keys_does_not_keep_them_all_in_memory(
     chest_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(packing, "BATCH_KEYS", 100)
+    monkeypatch.setattr("chest.packs.BATCH_KEYS", 100)
     monkeypatch.setattr(packing, "MOST_NEWER", 300)
     write, newer = Rewrite.write, []
     many = {f"k{i}": [i] for i in range(3000)}

@@ -101,7 +101,7 @@ def test_a_failed_batch_publishes_nothing(
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("chest.system.pwrite_all", fail)
+        patch.setattr("chest.log.os.pwrite", fail)
         with pytest.raises(errors.StoreError), tier.exclusive():
             tier.publish(written)
     assert files(chest_dir) == set()
