@@ -277,8 +277,9 @@ def test_after_a_checkpoint_no_key_is_kept_in_memory(chest_dir: Path) -> None:
 
 
 def test_who_comes_after_very_many_deletions_need_not_read_them(
-    chest_dir: Path,
+    chest_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("chest.bulk.VERY_MANY", 90)
     with Chest(MANY, chest_dir) as c, Chest(chest_dir) as other:
         c.flush()
         assert c.delete_many([*MANY][10:]) == 90
