@@ -13,7 +13,7 @@ import itertools
 import logging
 import operator
 import os
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from typing import Any
 
 import msgspec
@@ -21,13 +21,13 @@ import xxhash
 
 from chest import errors, keys, system
 from chest.batches import Batch, Packed, is_dead
-from chest.checkpoint import GROUP_BITS, SLOT, Checkpoint, Damaged, lines
+from chest.checkpoint import GROUP_BITS, SLOT, TAG_SHIFT, Checkpoint, Damaged, lines
 from chest.folder import Folder
 from chest.packs import Packs
 from chest.protocols import Buffer
 from chest.records import Entry
 
-__all__ = ["INDEX", "About", "AnyEntry", "Base", "alone", "open_base", "rows"]
+__all__ = ["INDEX", "LOST", "About", "AnyEntry", "Base", "alone", "open_base", "rows"]
 
 log = logging.getLogger("chest")
 
@@ -40,6 +40,9 @@ ALONE_HIGH = ALONE >> 32  # … in the upper half of it
 LOW = (1 << 32) - 1
 MANY = 4096  # keys; to look them up together is worth importing numpy
 LENGTH = 4  # bytes before each record in the heap
+LOST = (Damaged, errors.CorruptChestError)  # of a checkpoint, or of a pack it refers to
+UNUSUAL = (UnicodeEncodeError, *LOST)  # or the key is text that is not Unicode
+MISSING: Any = object()
 PICKLED = b'"pickle"'  # in the text of a key that is pickled, or holds one
 
 _digest = xxhash.xxh3_64_intdigest
@@ -99,6 +102,11 @@ class Base:
         Reads the batches.
     load_key : callable or None
         Loads pickled keys.
+
+    Attributes
+    ----------
+    find : callable
+        key → its entry; None when it has no row. O(1).
     """
 
     def __init__(
@@ -116,6 +124,7 @@ class Base:
             if batch.record.dead:
                 batch.bury(batch.record.dead)
         self._aside = {self.key(row): row for row in about.aside}
+        self.find, _ = self.lookups({})
 
     def __len__(self) -> int:
         return len(self._table)
@@ -125,38 +134,36 @@ class Base:
         """The highest birth of a row."""
         return self.birth(len(self._table) - 1) if len(self._table) else 0
 
-    def find(self, key: Hashable) -> AnyEntry | None:
-        """The entry of *key*; None when it has no row."""
-        if type(key) is not str:
-            return self._find_other(key)
-        try:
-            text = _encode(key)
-        except UnicodeEncodeError:  # lone surrogates
-            text = keys.line(key)
-        # Every look-up that memory cannot answer comes through here, so what
-        # `Checkpoint.find` does is done without the call.
-        digest, table = _digest(text), self._table
-        bucket = digest >> table.shift
-        if table.unready and not table.ready[bucket >> GROUP_BITS]:
-            table.make_ready(bucket >> GROUP_BITS)
-        tag, slots = digest & LOW, table.slots
-        at = table.buckets[bucket]
-        while True:
-            # Of an empty bucket this is another's slot, and another's key.
-            if slots[at] == tag:
-                high = slots[at + 3]
-                if high < ALONE_HIGH:
-                    batch, start = self.batches[high], slots[at + 1]
-                    block = batch.block or batch.load()
-                    if block[start : start + len(text)] == text:
-                        return Packed(batch, slots[at + 2])
-                else:
-                    entry = self._record(high << 32 | slots[at + 2])
-                    if _encode(entry.text) == text:
-                        return entry
+    def lookups(
+        self,
+        newer: dict[Hashable, Any],
+        lost: Callable[[Hashable], AnyEntry | None] | None = None,
+    ) -> tuple[Callable[[Hashable], AnyEntry | None], Callable[[Hashable], bool]]:
+        """Two functions: key → its entry, or None; and whether it has one. O(1).
+
+        *newer* has entries that were published since, and None for a key that is gone;
+        for other keys the rows speak. When those turn out to be damaged *lost* says what
+        the entry is; without it that raises.
+        """
+        return (
+            _lookup(self, newer, lost, tests=False),
+            _lookup(self, newer, lost, tests=True),
+        )
+
+    def _among(self, at: int, text: bytes) -> AnyEntry | None:
+        """The entry of the key with this JSON text, if its slot is at *at* or behind."""
+        slots, tag = self._table.slots, self._table.slots[at]
+        while slots[at] == tag:
+            entry = self._entry(slots[at + 3] << 32 | slots[at + 2])
+            found = (
+                entry.batch.text(entry.place)
+                if type(entry) is Packed
+                else _encode(entry.text)
+            )
+            if found == text:
+                return entry
             at += SLOT
-            if at >= table.buckets[bucket + 1]:
-                return None
+        return None
 
     def _find_other(self, key: Hashable) -> AnyEntry | None:
         """`find` for a key that is no str: what is equal may have another text."""
@@ -165,6 +172,22 @@ class Base:
                 return self._entry(place)
         row = self._aside.get(key, -1) if self._aside else -1
         return self.entry(row) if row >= 0 else None
+
+    def _find_again(
+        self,
+        key: Hashable,
+        error: Exception,
+        lost: Callable[[Hashable], AnyEntry | None] | None,
+    ) -> AnyEntry | None:
+        """The entry of a key that `look` could not look up."""
+        try:
+            if isinstance(error, UnicodeEncodeError):
+                return self._find_other(key)
+            raise error
+        except LOST:
+            if lost is None:
+                raise
+        return lost(key)
 
     def find_many(self, named: Sequence[Hashable]) -> dict[Any, AnyEntry]:
         """Those of these keys that have a row, and their entries, in any order."""
@@ -249,6 +272,57 @@ class Base:
 
     def _record(self, place: int) -> Entry:
         return _record(self._table, place)
+
+
+def _lookup(
+    base: Base,
+    newer: dict[Hashable, Any],
+    lost: Callable[[Hashable], AnyEntry | None] | None,
+    *,
+    tests: bool,
+) -> Callable[[Hashable], Any]:
+    """One of `Base.lookups`: that of the entry, or that which only *tests*."""
+    # Every look-up that memory cannot answer is one of these. As a function whose
+    # surroundings are at hand it takes half the time of a method, and what
+    # `Checkpoint.find` does is done without the call.
+    table, batches, digest = base._table, base.batches, _digest
+    make_ready, ready, shift = table.make_ready, table.ready, table.shift
+    buckets, slots, count = table.buckets, table.slots, len(batches)
+    unready, absent = True, False if tests else None
+
+    def look(key: Hashable) -> Any:
+        nonlocal unready
+        if newer and (entry := newer.get(key, MISSING)) is not MISSING:
+            return entry is not None if tests else entry
+        try:
+            if type(key) is str:
+                text = _encode(key)
+                tag = digest(text) >> TAG_SHIFT
+                bucket = tag >> shift
+                if unready and not ready[bucket >> GROUP_BITS]:
+                    make_ready(bucket >> GROUP_BITS)
+                    unready = table.unready > 0
+                at = buckets[bucket]
+                found = slots[at]
+                while found < tag:
+                    at += SLOT
+                    found = slots[at]
+                if found != tag:
+                    return absent
+                number = slots[at + 3]
+                if number < count:  # else it is in no batch
+                    batch, start = batches[number], slots[at + 1]
+                    block = batch.block or batch.load()
+                    if block[start : start + len(text)] == text:
+                        return tests or Packed(batch, slots[at + 2])
+                entry = base._among(at, text)
+            else:
+                entry = base._find_other(key)
+        except UNUSUAL as error:
+            entry = base._find_again(key, error, lost)
+        return entry is not None if tests else entry
+
+    return look
 
 
 def alone(table: Checkpoint) -> Iterator[Entry]:

@@ -116,7 +116,7 @@ class Bulk(Upkeep):
             return self._values[key]
         except KeyError:
             pass
-        now, read = self._manifest.index.get(key), ahead.get(key)
+        now, read = self._manifest.index.find(key), ahead.get(key)
         self._report_miss(key, now)
         if read is not None:
             entry, data = read
@@ -129,7 +129,7 @@ class Bulk(Upkeep):
         self._look()
         packed: dict[Batch, dict[int, Any]] = {}
         left = AHEAD_NBYTES
-        find, values = self._manifest.index.get, self._values
+        find, values = self._manifest.index.find, self._values
         for key in window:
             entry = None if key in values else find(key)
             if type(entry) is Packed:

@@ -16,10 +16,8 @@ from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, S
 from itertools import islice, repeat
 from typing import Any
 
-from chest import errors
-from chest.base import AnyEntry, Base
+from chest.base import LOST, AnyEntry, Base
 from chest.batches import Batch, Packed, Tally
-from chest.checkpoint import Damaged
 from chest.expiry import NEVER, Deadlines
 from chest.records import Entry
 
@@ -29,7 +27,6 @@ MISSING: Any = object()
 MOST_DEADLINES = 1024  # more than twice the keys; those that hold no more are dropped
 MOST_NEWEST = 4096  # keys born last that are known at once
 MOST_NOTED = 1 << 16  # keys more than there are; whoever reads the journal starts anew
-LOST = (Damaged, errors.CorruptChestError)  # of a checkpoint, or of a pack it refers to
 
 
 def same(one: AnyEntry | None, other: AnyEntry | None) -> bool:
@@ -67,8 +64,10 @@ class Index:
     ----------
     get : callable
         key → its live entry as far as the log was read, or None. O(1).
+    find : callable
+        `get` for who asks about a key but once, for less.
     has : callable
-        key → whether it has one, for less.
+        key → whether it has one, for less still.
     last_birth : int
         The highest birth of an entry here.
     records : int
@@ -106,6 +105,7 @@ class Index:
         self.inline: dict[Hashable, None]
         self.expired: dict[Hashable, AnyEntry] = {}
         self._deadlines: Deadlines
+        self.find: Callable[[Hashable], AnyEntry | None]
         self.get: Callable[[Hashable], AnyEntry | None]
         self.has: Callable[[Hashable], bool]
         self._rebuild = rebuild
@@ -114,7 +114,7 @@ class Index:
         if base is None:
             return
         self.base = base
-        self.get, self.has = self._get_both, self._has_both
+        self._replace(self.entries)
         self.last_birth = base.last_birth
         self.records = self.noted = base.about.records
         self.file_nbytes = base.about.file_nbytes
@@ -129,8 +129,8 @@ class Index:
         self.due = self._deadlines.next
 
     def _clear(self) -> None:
-        self._replace({})
         self.base = None
+        self._replace({})
         self.last_birth = self.file_nbytes = 0
         self.batches, self.packs, self.inline = [], {}, {}
         self.journal = None
@@ -143,9 +143,6 @@ class Index:
         # Keys born last and their births, in order; some may be gone. Empty: not known.
         self._newest: deque[tuple[Hashable, int]] = deque(maxlen=MOST_NEWEST)
         self._looked = 8  # keys that were looked for at once
-        # The key last asked of the base, and its entry: who reads a value, or deletes
-        # it, asks several times, and what the base says never changes.
-        self._latest: tuple[Any, AnyEntry | None] = (MISSING, None)
 
     def __len__(self) -> int:
         return len(self.entries) if self.base is None else self._count
@@ -472,32 +469,30 @@ class Index:
 
     # -- over a checkpoint -------------------------------------------------------------
 
-    def _get_both(self, key: Hashable) -> AnyEntry | None:
-        entry: AnyEntry | None = self.entries.get(key, MISSING)
-        if entry is not MISSING:
-            return entry
-        latest = self._latest
-        if latest[0] is key:
-            return latest[1]
-        base: Any = self.base
-        try:
-            entry = base.find(key)
-        except LOST:
-            self.lose_base()
-            return self.get(key)
-        self._latest = key, entry
-        return entry
+    def _remembering(
+        self, find: Callable[[Hashable], AnyEntry | None]
+    ) -> Callable[[Hashable], AnyEntry | None]:
+        """`find`, where the one who asks may ask again."""
+        # The key that was found last, and its entry, which is true as long as there is
+        # no newer one: who changes or removes a key asks several times.
+        latest: tuple[Any, AnyEntry | None] = (MISSING, None)
 
-    def _has_both(self, key: Hashable) -> bool:
-        entry: AnyEntry | None = self.entries.get(key, MISSING)
-        if entry is not MISSING:
-            return entry is not None
-        base: Any = self.base
-        try:
-            return base.find(key) is not None
-        except LOST:
+        def get(key: Hashable) -> AnyEntry | None:
+            nonlocal latest
+            known, entry = latest
+            if known is key and key not in self.entries:
+                return entry
+            entry = find(key)
+            if entry is not None:
+                latest = key, entry
+            return entry
+
+        return get
+
+    def _find_anew(self, key: Hashable) -> AnyEntry | None:
+        if self.base is not None:  # else another thread has met the damage as well
             self.lose_base()
-            return self.has(key)
+        return self.find(key)
 
     def _ordered_both(self) -> dict[Hashable, AnyEntry]:
         base: Any = self.base
@@ -589,7 +584,12 @@ class Index:
 
     def _replace(self, entries: dict[Hashable, AnyEntry]) -> None:
         self.entries: dict[Hashable, Any] = entries
-        self.get, self.has = entries.get, entries.__contains__
+        if self.base is None:
+            self.get = self.find = entries.get
+            self.has = entries.__contains__
+        else:
+            self.find, self.has = self.base.lookups(entries, self._find_anew)
+            self.get = self._remembering(self.find)
 
 
 class _Row(int):

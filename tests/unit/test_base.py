@@ -154,7 +154,7 @@ def test_a_key_that_is_born_anew_stands_last_and_never_shows_what_it_was(
             del c[key]
         index = c._manifest.index
         was = base_of(c).find("k1")
-        monkeypatch.setattr(index, "entries", Watched(index.entries))
+        index._replace(Watched(index.entries))
         c.add("k2", "anew")
         c.add("k1", "anew")
         assert was not in looks
