@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 
-from chest import Chest, errors, nbytes
+from chest import Chest, DurableQueue, errors, nbytes
 from tests.contracts.mapping import KEYS, MappingContract
 
 
@@ -604,6 +604,30 @@ def test_drop_deletes_everything(tmp_path: Path) -> None:
     c.close()
     c.drop()
     assert os.listdir(tmp_path) == []
+
+
+def test_a_chest_leaves_chests_and_queues_below_it_alone(chest_dir: Path) -> None:
+    with (
+        Chest({"x": 1}, chest_dir) as c,
+        Chest({"y": 2, ("a", "b"): 3}, chest_dir / "sub" / "chest") as below,
+        DurableQueue(chest_dir / "sub" / "queue") as queue,
+    ):
+        below.flush()
+        queue.put(np.zeros(100_000))
+        c.flush()
+        assert c.compact() == 0
+        assert c.verify() == below.verify() == []
+        c.drop()
+        assert dict(below) == {"y": 2, ("a", "b"): 3}
+        assert queue.get().shape == (100_000,)
+
+
+def test_a_folder_of_chests_may_become_one(chest_dir: Path) -> None:
+    Chest({"x": 1}, chest_dir / "below").close()
+    with Chest({"y": 2}, chest_dir) as c:
+        assert dict(c) == {"y": 2}
+    with Chest(chest_dir / "below") as below:
+        assert dict(below) == {"x": 1}
 
 
 def test_nbytes_of_the_face() -> None:
