@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import gzip
 import json
 import os
 import pickle
 import shutil
+import sys
+import types
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
@@ -628,6 +631,31 @@ def test_a_folder_of_chests_may_become_one(chest_dir: Path) -> None:
         assert dict(c) == {"y": 2}
     with Chest(chest_dir / "below") as below:
         assert dict(below) == {"x": 1}
+
+
+def test_a_key_whose_class_is_gone_costs_no_other_key(
+    chest_dir: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = types.ModuleType("a_script_of_its_own")
+    gone.Key = dataclasses.make_dataclass("Key", ["n"], frozen=True)
+    gone.Key.__module__ = gone.__name__
+    monkeypatch.setitem(sys.modules, gone.__name__, gone)
+    with Chest({"x": 1, gone.Key(1): 2, ("part", gone.Key(2)): 3}, chest_dir):
+        pass
+    monkeypatch.delitem(sys.modules, gone.__name__)
+    with Chest(chest_dir) as c, Chest(chest_dir) as theirs:
+        assert c["x"] == 1
+        assert [*c.values()] == [1, 2, 3]
+        assert "a_script_of_its_own" in caplog.text
+        (plain, opaque, (part, _)) = c
+        assert (plain, part, c[opaque]) == ("x", "part", 2)
+        assert "not loaded" in repr(opaque)
+        c.compact()
+        del c[opaque]
+        assert [*theirs.values()] == [1, 3]
+    monkeypatch.setitem(sys.modules, gone.__name__, gone)
+    with Chest(chest_dir) as c:
+        assert [key[1].n for key in c if key != "x"] == [2]
 
 
 def test_nbytes_of_the_face() -> None:
