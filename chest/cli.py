@@ -26,8 +26,10 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from chest import errors, reprs, system
+from chest.folder import PACK, QUEUE
 from chest.log import NAME
 from chest.records import MAGIC
+from chest.settings import is_address
 
 if TYPE_CHECKING:
     from chest.core import Chest
@@ -214,10 +216,12 @@ def _add_recover(parser: argparse.ArgumentParser) -> None:
 
 
 def _natural(text: str) -> int:
-    """A count of keys; argparse turns the ValueError into a message."""
-    if (number := int(text)) < 0:
-        raise ValueError
-    return number
+    """A count of keys."""
+    with contextlib.suppress(ValueError):
+        if (number := int(text)) >= 0:
+            return number
+    message = f"{text!r} is no number of keys"
+    raise argparse.ArgumentTypeError(message)
 
 
 def _demo(options: argparse.Namespace) -> int:
@@ -247,10 +251,14 @@ def _open(options: argparse.Namespace, *, readonly: bool = True) -> Chest:
     """The chest at the path of the command line, which has to be one already."""
     path: str = options.path
     if not os.path.exists(os.path.join(path, NAME)):
-        if not os.path.exists(path):
+        if is_address(path):
+            message = f"{path}: only chests in folders; Chest({path!r}) opens this one"
+        elif not os.path.exists(path):
             message = f"{path} does not exist"
         elif os.path.isdir(path):
             message = f"{path} is not a chest: it has no file {NAME}"
+            if queues := _queues(path):
+                message += f"; of queues it has {queues}: see chest.DurableQueue"
         else:
             message = f"{path} is not a chest: a chest is a folder"
         raise FileNotFoundError(message)
@@ -280,6 +288,14 @@ def _facts(chest: Chest, path: str) -> Iterator[tuple[str, str]]:
     yield "bytes", f"{stats.stored_nbytes:,} ({reprs.bytes_text(stats.stored_nbytes)})"
     yield "manifest bytes", f"{log:,}"
     yield "dead bytes", f"{used - stats.stored_nbytes:,}"
+    if queues := _queues(path):
+        yield "queues", queues
+
+
+def _queues(path: str) -> str:
+    """The names of the queues in a folder."""
+    names = sorted(name for name in os.listdir(path) if name.startswith(QUEUE))
+    return _safe(", ".join(repr(name.removeprefix(QUEUE)) for name in names))
 
 
 def _header(path: str) -> tuple[str, str]:
@@ -293,9 +309,16 @@ def _header(path: str) -> tuple[str, str]:
 
 
 def _room(path: str) -> tuple[int, int, int]:
-    """Files of values, their bytes, and the bytes of the manifest."""
+    """Files of values, their bytes, and the bytes of the manifest.
+
+    Queues, and chests in folders below, are not of this chest.
+    """
     files = used = 0
-    for folder, _, names in os.walk(path):
+    for folder, below, names in os.walk(path):
+        if folder != path and NAME in names:
+            below.clear()
+            continue
+        below[:] = [name for name in below if not name.startswith(QUEUE)]
         for name in names:
             # A file that another process has just replaced is no longer there.
             with contextlib.suppress(FileNotFoundError):
@@ -422,15 +445,28 @@ def _safe(text: str) -> str:
 def _write_out(chest: Chest, key: Hashable, output: str) -> None:
     """Copy the value's file, as it is, to *output*."""
     path = chest.key_to_filename(key)
+    if os.path.exists(path) and not os.path.basename(path).startswith(PACK):
+        _copy(path, output)
+        return
+    from chest.core import Chest
+
+    # It lies in the log, or shares a file with others.
+    with Chest(pack=False) as own:
+        own[key] = chest[key]
+        own.flush()
+        _copy(own.key_to_filename(key), output)
+
+
+def _copy(path: str, output: str) -> None:
+    """Copy a file to another, or to standard output."""
     if os.path.isdir(path):
         message = f"the value is a folder; copy it from {path}"
         raise IsADirectoryError(message)
+    if output != "-":
+        shutil.copyfile(path, output)
+        return
     with open(path, "rb") as file:
-        if output == "-":
-            shutil.copyfileobj(file, sys.stdout.buffer)
-            return
-        with open(output, "wb") as copy:
-            shutil.copyfileobj(file, copy)
+        shutil.copyfileobj(file, sys.stdout.buffer)
 
 
 def _verify(options: argparse.Namespace) -> int:

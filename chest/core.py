@@ -198,7 +198,7 @@ class Chest(Arrays, Atomic):
         max_age: float = 1.0,
     ) -> None:
         self._closed = True  # until there is something to close
-        if path is None and isinstance(data, str | os.PathLike):
+        if path is None and isinstance(data, str | bytes | os.PathLike):
             data, path = None, data
         if available_memory is None:
             available_memory = settings.DEFAULT_MEMORY

@@ -28,6 +28,7 @@ __all__ = [
     "HOLDER",
     "ITEMS",
     "LEASES",
+    "MANIFEST",
     "OF_QUEUE",
     "PACK",
     "QUEUE",
@@ -43,7 +44,8 @@ __all__ = [
 ]
 
 PACK = ".pack-"  # how names of packs begin
-DAMAGED = ".keys-damaged-"  # how names of manifests begin that were made anew
+MANIFEST = ".keys"  # the file that says that a folder is a chest
+DAMAGED = f"{MANIFEST}-damaged-"  # how names of those begin that were made anew
 TEMPORARY = ".tmp-"  # how names of unpublished files and folders begin
 SPARE = f"{TEMPORARY}spare-"  # of folders that wait for the next change of an array
 SEAL = ".chest"  # the file that says that a folder is one value
@@ -394,13 +396,15 @@ class Folder:
             return None
 
     def names(self) -> Iterator[str]:
-        """Every file in the folder and below, in no order, but none of a queue's.
+        """Every file in the folder and below, in no order; a sealed folder is one.
 
-        A sealed folder is one.
+        None of a queue's, and none of another chest's that lies below.
         """
         waiting = [""]
         while waiting:
             prefix = waiting.pop()
+            if prefix and self.stat(prefix + MANIFEST) is not None:
+                continue
             try:
                 with os.scandir(os.path.join(self.path, prefix)) as found:
                     items = list(found)
@@ -411,7 +415,7 @@ class Folder:
                 if item.is_dir(follow_symlinks=False):
                     if self._is_value(name):
                         yield name
-                    elif not name.startswith(QUEUE):
+                    elif not item.name.startswith(QUEUE):
                         waiting.append(name + "/")
                 elif item.is_file(follow_symlinks=False):
                     yield name

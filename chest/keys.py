@@ -66,7 +66,7 @@ _reserved = re.compile(  # names that Windows keeps for devices, with any suffix
 
 
 class Opaque:
-    """A pickled key in a chest whose pickles may not be loaded here.
+    """A pickled key that may not be loaded here, or cannot.
 
     Stands for the key in listings; equal only to itself read again.
     """
@@ -328,6 +328,8 @@ def _as_plain(key: Any) -> Any:
 
 
 def _encode_pickle(key: Hashable) -> Json:
+    if type(key) is Opaque:
+        return {"pickle": _base64(key.pickled)}
     try:
         return {"pickle": _base64(pickle.dumps(key, protocol=5))}
     except MemoryError:

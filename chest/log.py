@@ -19,7 +19,7 @@ from chest.system import POSIX, locks
 
 __all__ = ["NAME", "LogFile", "Polled", "Unmapped"]
 
-NAME = ".keys"
+NAME = folder.MANIFEST
 MOVED = b"--------"  # the word of a file that is no longer the manifest
 IS_MOVED = int.from_bytes(MOVED, "little")
 NO_WORD = -2  # equal to no word, nor to what stands for one

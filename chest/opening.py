@@ -6,6 +6,8 @@ not own: anything after that.
 
 from __future__ import annotations
 
+import functools
+import logging
 import os
 import tempfile
 from collections.abc import Callable, Hashable
@@ -24,10 +26,12 @@ from chest.signing import Key
 from chest.spill import SpillTier
 from chest.stores.local import LocalStore, untrusted
 
+log = logging.getLogger("chest")
+
 MAPPED_PART = 8  # of the budget, which mapped packs may take besides the values
 Legacy = Callable[[bytes], list[tuple[Hashable, str]]]
 
-__all__ = ["formats", "open_folder", "open_tier", "temporary_folder"]
+__all__ = ["formats", "load_key", "open_folder", "open_tier", "temporary_folder"]
 
 
 def temporary_folder() -> str:
@@ -71,7 +75,7 @@ def open_tier(path: str, settings: Settings) -> SpillTier:
             readonly=settings.readonly,
             sync=settings.durability == "power",
             timeout=settings.timeout,
-            load_key=_load_key if loads else None,
+            load_key=load_key if loads else None,
             sign=None if key is None else key.sign_record,
             # A key list of 0.2.3 carries no signature, so a signed chest has none.
             legacy=None if key else _legacy_reader(path, settings, loads=loads),
@@ -139,8 +143,28 @@ def formats(settings: Settings) -> dict[str, Format]:
     return found
 
 
-def _load_key(pickled: bytes) -> object:
-    return unpickle(pickled)
+def load_key(pickled: bytes) -> object:
+    """The key that was pickled; one whose class cannot be had here is an `Opaque`.
+
+    So that one key does not cost the others: its script's own class, say.
+    """
+    try:
+        return unpickle(pickled)
+    except MemoryError:
+        raise
+    except Exception as error:  # noqa: BLE001 - a key's own code may raise anything
+        _tell(f"{type(error).__name__}: {error}")
+        return keys.Opaque(pickled)
+
+
+@functools.lru_cache(maxsize=256)
+def _tell(reason: str) -> None:
+    """Log it, once: keys are read again and again."""
+    log.warning(
+        "A key cannot be loaded and is shown as what it is, pickled: %s. Import or "
+        "define its class before the chest is opened",
+        reason,
+    )
 
 
 def _legacy_reader(path: str, settings: Settings, *, loads: bool) -> Legacy:

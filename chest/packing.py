@@ -302,6 +302,8 @@ class Packing(Ledger):
         """Give the values that lie in the log a file, or many of them a pack."""
         if not self._manifest.index.inline:
             return
+        if not self._spill.store.home.status().st_nlink:
+            return  # a temporary chest of a process that has ended: nothing is lost here
         with self._publishing():
             index = self._manifest.index
             found = [(key, entry) for key in index.inline if (entry := index.get(key))]

@@ -15,7 +15,7 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from numbers import Real
 from typing import IO, Any
 
-from chest import keys, reprs
+from chest import errors, keys, reprs
 from chest.system import memory_limit
 
 __all__ = [
@@ -58,7 +58,20 @@ WORDS: dict[str, tuple[object, ...]] = {
     "trust": ("owner", "data", "any"),
     "verify": ("stream", "full"),
     "compression": (None, False, "zstd", "lz4", "auto"),
+    "pack": (True, False),
+    "readonly": (True, False),
+    "umask": (True, False),
 }
+
+FUNCTIONS = (
+    "dump",
+    "load",
+    "key_to_filename",
+    "on_miss",
+    "on_overflow",
+    "open",
+    "open_many",
+)
 
 
 def pickle_dump(value: object, file: IO[bytes]) -> None:
@@ -132,6 +145,7 @@ class Settings:
             object.__setattr__(self, "format", "custom")
         for option, words in WORDS.items():
             check_word(option, getattr(self, option), words)
+        self._check_functions()
         if self.trust == "data" and self.is_custom:
             msg = "trust='data' cannot be had with a dump=, load= or open= of yours"
             raise ValueError(msg)
@@ -141,6 +155,15 @@ class Settings:
         if self.format == "custom" and not self.is_custom:
             msg = "format='custom' needs dump= and load=, or open="
             raise ValueError(msg)
+
+    def _check_functions(self) -> None:
+        given = {name: getattr(self, name) for name in FUNCTIONS}
+        if self.on_conflict is not None:
+            given["on_conflict"] = self.on_conflict
+        for option, function in given.items():
+            if not callable(function):
+                msg = f"{option}={errors.short(function)}: a function is needed"
+                raise ValueError(msg)
 
     @property
     def is_custom(self) -> bool:
@@ -222,15 +245,23 @@ is_address = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]*://").match  # of a store of o
 is_collapsed = re.compile(r"(s3|gs|az|file|memory):/[^/]").match  # was an address once
 
 
-def absolute(path: str | os.PathLike[str]) -> str:
+def absolute(path: object) -> str:
     """The full path of a chest's folder, ``~`` expanded.
 
     Raises
     ------
+    TypeError
+        It is no path.
     ValueError
-        It is the address of a remote store.
+        It is empty, or the address of a remote store.
     """
+    if not isinstance(path, str | os.PathLike):
+        msg = f"path={errors.short(path)}: the name of a folder is needed, as text"
+        raise TypeError(msg)
     text = os.fspath(path)
+    if not text:
+        msg = "path='': name a folder; '.' is the present one"
+        raise ValueError(msg)
     if not isinstance(path, str) and is_collapsed(text):
         msg = f"{text!r}: pathlib takes a slash out of an address; pass it as a str"
         raise ValueError(msg)

@@ -22,7 +22,7 @@ from chest.keeper import Keeper
 from chest.memory import MemoryTier, Slot
 from chest.objects.naming import LONGEST, NAN, OWN, PICKLED, key_of, name_of
 from chest.objects.sealing import END_NBYTES, GONE_NBYTES, Sealer, Stored, untrusted
-from chest.opening import formats
+from chest.opening import formats, load_key
 from chest.settings import Settings
 from chest.signing import Key
 from chest.stores import objects as stores
@@ -180,7 +180,7 @@ class ObjectLedger(Keeper):
         others keep in the same place is not.
         """
         self._check_open()
-        load = _load_key if self._loads_keys else None
+        load = load_key if self._loads_keys else None
         listed: dict[str, tuple[Any, Listed]] = {}
         for each in self._store.list():
             if each.name.startswith(OWN):
@@ -245,7 +245,7 @@ class ObjectLedger(Keeper):
 
     def _unput(self) -> dict[str, Any]:
         """The keys whose values were not put yet, by name."""
-        load = _load_key if self._loads_keys else None
+        load = load_key if self._loads_keys else None
         with self.lock:
             dirty = [slot.key for slot in self._slots.values() if slot.dirty]
         return {name: key_of(name, load) for name in map(self._name, dirty)}
@@ -287,9 +287,3 @@ def about(key: Hashable) -> Iterator[None]:
 def is_over(entry: Stored) -> bool:
     """The key's deadline has passed."""
     return entry.expires is not None and entry.expires <= expiry.now()
-
-
-def _load_key(pickled: bytes) -> object:
-    from chest.formats.pickle5 import unpickle
-
-    return unpickle(pickled)

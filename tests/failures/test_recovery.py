@@ -421,6 +421,17 @@ def test_what_is_no_chest_is_refused(tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {"notes.txt", ".keys"}
 
 
+def test_a_chest_below_is_not_taken_over(tmp_path: Path) -> None:
+    Chest({"x": "x" * 5000}, tmp_path / "below").close()
+    with pytest.raises(errors.ChestError, match="nothing"):
+        chest.recover(tmp_path)
+    Chest({"y": "y" * 5000}, tmp_path).close()
+    (tmp_path / ".keys").unlink()
+    assert chest.recover(tmp_path).keys == 1
+    with Chest(tmp_path) as c:
+        assert list(c) == ["y"]
+
+
 def test_an_open_chest_goes_on_with_the_new_manifest(chest_dir: Path) -> None:
     with Chest(chest_dir) as c:
         c["a"] = "a" * 5000

@@ -82,6 +82,21 @@ def test_a_child_leaves_a_temporary_folder_alone(method: str) -> None:
     assert not os.path.exists(c.path)
 
 
+def test_who_only_read_a_temporary_chest_ends_silently_after_its_owner() -> None:
+    script = """
+import pickle, sys
+from chest import Chest
+owner = Chest()
+owner["x"] = [1]
+owner.sync()
+reader = pickle.loads(pickle.dumps(owner))
+assert reader["x"] == [1]
+owner.close()
+"""
+    assert helpers.run(script) == ""
+    assert helpers.run(script + "reader.close()") == ""
+
+
 def test_the_end_of_the_interpreter_publishes_silently(chest_dir: Path) -> None:
     script = """
 import sys

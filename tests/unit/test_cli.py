@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from chest import Chest, cli, samples
+from chest import Chest, DurableQueue, cli, samples
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -170,6 +170,30 @@ def test_get_output_is_a_pickle_that_needs_no_chest(
     assert pickle.loads(file.read_bytes()) == [1, 2, 3]
 
 
+def test_get_output_of_a_value_in_the_log_or_in_a_pack_is_its_pickle_alone(
+    capsys: Capture, tmp_path: Path
+) -> None:
+    file, where = tmp_path / "value.pkl", str(tmp_path / "c")
+    with Chest(where) as c:
+        c["in the log"] = {"a": 1}
+        c.sync()
+        assert run(capsys, "get", where, "in the log", "--output", str(file))[0] == 0
+        assert pickle.loads(file.read_bytes()) == {"a": 1}
+        c.update((n, [n]) for n in range(100))
+    assert run(capsys, "get", where, "7", "--output", str(file)) == (0, "", "")
+    assert pickle.loads(file.read_bytes()) == [7]
+    assert file.stat().st_size < 1000
+
+
+def test_get_output_does_not_empty_the_file_it_reads(
+    capsys: Capture, path: str
+) -> None:
+    file = os.path.join(path, "x")
+    code, _, err = run(capsys, "get", path, "x", "--output", file)
+    assert (code, err.count("\n")) == (2, 1)
+    assert run(capsys, "get", path, "x")[1] == "[1, 2, 3]\n"
+
+
 def test_get_output_goes_to_a_pipe(
     capfdbinary: pytest.CaptureFixture[bytes], path: str
 ) -> None:
@@ -299,6 +323,33 @@ def test_reading_commands_change_nothing(
     assert state(path) == before
 
 
+def test_queues_and_chests_below_are_told_from_the_chests_own_files(
+    capsys: Capture, path: str
+) -> None:
+    files = run(capsys, "info", path)[1].splitlines()[-5:]
+    with DurableQueue(path, name="jobs") as queue, Chest({"y": 1}, f"{path}/below"):
+        queue.put(b"x" * 100_000)
+    out = run(capsys, "info", path)[1].splitlines()
+    assert [line.split() for line in out[-6:-1]] == [line.split() for line in files]
+    assert out[-1].split() == ["queues", "'jobs'"]
+
+
+def test_what_holds_queues_alone_is_no_chest_and_says_so(
+    capsys: Capture, tmp_path: Path
+) -> None:
+    DurableQueue(tmp_path / "q", name="jobs").close()
+    code, out, err = run(capsys, "ls", str(tmp_path / "q"))
+    assert (code, out) == (2, "")
+    assert "'jobs'" in err
+    assert "DurableQueue" in err
+
+
+def test_an_address_is_no_folder_and_says_so(capsys: Capture) -> None:
+    code, out, err = run(capsys, "ls", "s3://bucket/prefix")
+    assert (code, out) == (2, "")
+    assert "Chest('s3://bucket/prefix')" in err
+
+
 @pytest.mark.parametrize("command", ["info", "ls", "verify", "compact"])
 @pytest.mark.parametrize("kind", ["missing", "file", "folder"])
 def test_what_is_no_chest_is_refused_and_not_made_one(
@@ -346,6 +397,11 @@ def test_wrong_usage_is_explained(capsys: Capture, arguments: tuple[str, ...]) -
     code, out, err = run(capsys, *arguments)
     assert (code, out) == (2, "")
     assert "usage: chest" in err
+
+
+def test_a_limit_that_is_no_number_is_named_in_words(capsys: Capture) -> None:
+    err = run(capsys, "ls", "somewhere", "--limit", "x")[2]
+    assert "'x' is no number of keys" in err
 
 
 def test_version_and_help_are_fine(capsys: Capture) -> None:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import gzip
 import json
 import os
 import pickle
 import shutil
+import sys
+import types
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
@@ -15,7 +18,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 
-from chest import Chest, errors, nbytes
+from chest import Chest, DurableQueue, errors, nbytes
 from tests.contracts.mapping import KEYS, MappingContract
 
 
@@ -640,6 +643,55 @@ def test_whoever_writes_to_a_chest_that_was_dropped_is_told(
     if anew:
         with Chest(path) as c:
             assert dict(c) == {"new": 1}
+
+
+def test_a_chest_leaves_chests_and_queues_below_it_alone(chest_dir: Path) -> None:
+    with (
+        Chest({"x": 1}, chest_dir) as c,
+        Chest({"y": 2, ("a", "b"): 3}, chest_dir / "sub" / "chest") as below,
+        DurableQueue(chest_dir / "sub" / "queue") as queue,
+    ):
+        below.flush()
+        queue.put(np.zeros(100_000))
+        c.flush()
+        assert c.compact() == 0
+        assert c.verify() == below.verify() == []
+        c.drop()
+        assert dict(below) == {"y": 2, ("a", "b"): 3}
+        assert queue.get().shape == (100_000,)
+
+
+def test_a_folder_of_chests_may_become_one(chest_dir: Path) -> None:
+    Chest({"x": 1}, chest_dir / "below").close()
+    with Chest({"y": 2}, chest_dir) as c:
+        assert dict(c) == {"y": 2}
+    with Chest(chest_dir / "below") as below:
+        assert dict(below) == {"x": 1}
+
+
+def test_a_key_whose_class_is_gone_costs_no_other_key(
+    chest_dir: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = types.ModuleType("a_script_of_its_own")
+    gone.Key = dataclasses.make_dataclass("Key", ["n"], frozen=True)
+    gone.Key.__module__ = gone.__name__
+    monkeypatch.setitem(sys.modules, gone.__name__, gone)
+    with Chest({"x": 1, gone.Key(1): 2, ("part", gone.Key(2)): 3}, chest_dir):
+        pass
+    monkeypatch.delitem(sys.modules, gone.__name__)
+    with Chest(chest_dir) as c, Chest(chest_dir) as theirs:
+        assert c["x"] == 1
+        assert [*c.values()] == [1, 2, 3]
+        assert "a_script_of_its_own" in caplog.text
+        (plain, opaque, (part, _)) = c
+        assert (plain, part, c[opaque]) == ("x", "part", 2)
+        assert "not loaded" in repr(opaque)
+        c.compact()
+        del c[opaque]
+        assert [*theirs.values()] == [1, 3]
+    monkeypatch.setitem(sys.modules, gone.__name__, gone)
+    with Chest(chest_dir) as c:
+        assert [key[1].n for key in c if key != "x"] == [2]
 
 
 def test_nbytes_of_the_face() -> None:

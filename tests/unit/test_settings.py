@@ -39,6 +39,12 @@ from chest.system import memory_limit
         {"trust": "data", "dump": json.dump},
         {"policy": "random"},
         {"sign_key": b"short"},
+        {"pack": "yes"},
+        {"readonly": "no"},
+        {"umask": 0o22},
+        {"dump": "json"},
+        {"on_miss": None},
+        {"on_conflict": "mine"},
     ],
 )
 def test_options_that_are_not_taken_are_refused(
@@ -100,5 +106,12 @@ def test_paths_are_made_absolute(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/me")
     assert absolute("~/c") == "/home/me/c"
     assert absolute("c") == os.path.join(os.getcwd(), "c")
+    with pytest.raises(ValueError, match=r"'\.' is the present one"):
+        absolute("")  # from a variable that was not set, mostly
+    for no_path in (b"c", 5, {"x": 1}):
+        with pytest.raises(TypeError, match="name of a folder"):
+            Chest(path=no_path)
+    with pytest.raises(TypeError, match="name of a folder"):
+        Chest(b"c")
     with pytest.raises(ValueError, match="s3://bucket"):
         absolute("s3://bucket/prefix")
