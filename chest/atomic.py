@@ -132,17 +132,17 @@ class Atomic(Bulk):
         lock = self._begin()
         try:
             old = self._manifest.index.get(key)
-            try:
-                number = self._values[key]
-            except KeyError:
-                if old is not None and old.value is not None:
-                    number = self._spill.decode_small(key, old, old.value)
-                elif old is not None:
-                    number = self._read(key)[0]
-                elif default is None:
-                    raise
-                else:
+            number = self._values.get(key, MISSING)
+            kept = number is not MISSING
+            if not kept:
+                if old is None:
+                    if default is None:
+                        raise KeyError(key)
                     number = default
+                elif old.value is not None:
+                    number = self._spill.decode_small(key, old, old.value)
+                else:
+                    number = self._read(key)[0]
             if type(number) is not int and not isinstance(number, Number):
                 msg = f"{short(key)} is a {type(number).__name__}, which has no sum"
                 raise TypeError(msg)
@@ -150,8 +150,10 @@ class Atomic(Bulk):
             expires = None if old is None else old.expires
             weight, data = self._dumped(total, None)
             if data is not None:
+                # One that is not in memory stays in the log, from where the next comes:
+                # what others add would only drive it out again.
                 names = self._publish_small(
-                    key, total, weight, data, old, None, expires
+                    key, total, weight, data, old, None, expires, keep=kept
                 )
             else:
                 new = self._encoded(key, total, expires=expires)
@@ -430,10 +432,13 @@ class Atomic(Bulk):
         old: AnyEntry | None,
         options: Options | None,
         expires: float | None,
+        *,
+        keep: bool = True,
     ) -> Sequence[str]:
         """Publish one value in the log, in the place of *old*. Locks held.
 
-        Returns names to delete once the locks are free.
+        It is kept in memory, unless it is not there and need not be (*keep*). Returns
+        names to delete once the locks are free.
         """
         # `_encoded` and `_accept` for the usual case of counters and of small values
         # that are published one by one, in a fifth of their time.
@@ -466,7 +471,7 @@ class Atomic(Bulk):
             slot = memory.slot(key)
         if buffers is None and not options:
             if slot is None:
-                if memory.used + plain <= memory.budget:
+                if keep and memory.used + plain <= memory.budget:
                     memory.came(key, value, plain)
                 return replaced
             if (

@@ -139,7 +139,16 @@ class Ledger(Keeper):
         due = manifest.index.due
         if due != NEVER and due <= (now := expiry.now()):
             manifest.changed.update(manifest.index.expire(now))
-        self._drop_stale()
+        memory = self._memory
+        if (
+            manifest.reloaded
+            or memory.fresh
+            or memory.newest
+            or not self._values.keys().isdisjoint(manifest.changed)
+        ):
+            self._drop_stale()
+        elif manifest.changed:
+            manifest.changed = set()  # as mostly: nothing of it is in memory
         # Last: a thread that finds nothing to look at reads `_values` without the lock.
         self._watch()
 
