@@ -92,19 +92,12 @@ class LogFile:
             self._unlock()
 
     def _write(self, line: bytes) -> tuple[int, int]:
-        """Say how long the log gets, and write a record at its end; or nothing is left.
+        """Write a record at the end of the log, and say so; or nothing of it is left.
 
         Returns what `_position` and `seen` have to be once the record is applied.
         """
-        # Each publication comes here: calls are few, and spelled out. Announced first:
-        # should this process die before it has written, the next writer finds a word that
-        # is not what it has read, and need not ask for the file's end each time.
+        # Each publication comes here: calls are few, and spelled out.
         end, size = self._position, len(line)
-        word = self.word
-        told = type(word) is memoryview
-        if told:
-            length = ((end + size) & 0xFFFFFFFF).to_bytes(4, "big")
-            word[1] = seen = _integer(hexlify(length), "little")
         try:
             done = os.pwrite(self._fd, line, end) if POSIX else 0
             if done < size:
@@ -115,7 +108,13 @@ class LogFile:
             self._take_back(end)
             self._suspect = self.sync
             raise self._refused(error, "could not be written to") from error
-        return end + size, seen if told else end + size
+        end += size
+        word = self.word
+        if type(word) is not memoryview:
+            return end, end
+        length = (end & 0xFFFFFFFF).to_bytes(4, "big")
+        word[1] = seen = _integer(hexlify(length), "little")
+        return end, seen
 
     def _at_position(self) -> int:
         """What the word is while the log ends where it was read to."""
@@ -141,11 +140,10 @@ class LogFile:
             self.word[1] = int.from_bytes(word, "little")
 
     def _take_back(self, end: int) -> None:
-        """Cut off what a failed write left, and say so."""
+        """Cut off what a failed write left."""
         # When this fails as well, the next writer finds a torn tail and cuts it (M2).
         with contextlib.suppress(OSError):
             os.ftruncate(self._fd, end)
-            self._announce()
 
     def is_held_here(self) -> bool:
         """Whether this process holds the folder's lock, by this or another handle."""

@@ -182,12 +182,17 @@ class Manifest(Tail):
             if self.word[1] != self.seen:
                 self._read_few()  # what is read before the lock, nobody waits for
             self._lock()
-            # As mostly: nobody has said anything since, and so has not written either;
-            # or it is the little that others publish one by one.
+            # As mostly: nobody has said, or written, anything since; or it is the little
+            # that others publish one by one. The file's end is asked for because a writer
+            # may have died in its record, or between it and its word.
             if self.word[1] != self.seen:
                 self._read_few()
             sure = not self._suspect and self.generation % LOOK_EACH
-            if not sure or self.word[1] != self.seen:
+            if (
+                not sure
+                or self.word[1] != self.seen
+                or os.lseek(self._fd, 0, os.SEEK_END) != self._position
+            ):
                 self._prepare_to_write()
         except BaseException as error:
             self.leave()
@@ -558,7 +563,7 @@ class Manifest(Tail):
                 log.info("%s: a torn record of %d bytes is cut off", self.path, torn)
                 os.ftruncate(self._fd, self._position)
         if self.word[1] != self.seen:
-            self._announce()  # what somebody announced who died before it was written
+            self._announce()  # whoever wrote last died before it could
         if self._suspect:
             # A failed fsync leaves pages that claim to be clean: never believe them.
             self.compact()
