@@ -25,6 +25,21 @@ from chest.upkeep import Upkeep
 
 __all__ = ["Arrays", "LazyArray"]
 
+# What of zarr.create_array can be said of one value.
+LAYOUT = frozenset(
+    {
+        "attributes",
+        "chunk_key_encoding",
+        "chunks",
+        "compressors",
+        "dimension_names",
+        "fill_value",
+        "filters",
+        "order",
+        "serializer",
+        "shards",
+    }
+)
 STEP_NBYTES = 64 << 20  # read of a source at once
 
 
@@ -240,6 +255,11 @@ class Arrays(Upkeep):
 
     def _layout(self, form: str, layout: dict[str, Any]) -> str:
         """The format *form* with options for one value."""
+        odd = sorted(layout.keys() - LAYOUT)
+        if odd:
+            hint = "; ttl= says how many seconds a key lives" if "expire" in odd else ""
+            msg = f"set() takes no {', '.join(odd)}={hint}"
+            raise TypeError(msg)
         if form != "zarr":
             msg = f"format={form!r} takes no {', '.join(layout)}="
             raise TypeError(msg)

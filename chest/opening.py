@@ -15,7 +15,7 @@ from typing import Any
 
 from chest import errors, keys, system
 from chest.folder import PRIVATE_FILE, PRIVATE_FOLDER, Folder, refusals, refused
-from chest.formats.compressed import CODECS, Compressed, form_of
+from chest.formats.compressed import CODECS, Compressed, check_codec, form_of
 from chest.formats.pickle5 import Pickle5, unpickle
 from chest.log import NAME
 from chest.manifest import Manifest
@@ -53,6 +53,7 @@ def open_tier(path: str, settings: Settings) -> SpillTier:
     """
     # First, because it may refuse: nothing is made yet.
     key = None if settings.sign_key is None else Key(settings.sign_key)
+    forms = formats(settings)
     home = open_folder(path, settings)
     try:
         private = settings.trust == "owner"
@@ -88,7 +89,7 @@ def open_tier(path: str, settings: Settings) -> SpillTier:
         store,
         packs,
         manifest,
-        formats(settings),
+        forms,
         wanted_name=settings.key_to_filename,
         full=settings.verify == "full",
         key=key,
@@ -131,6 +132,7 @@ def formats(settings: Settings) -> dict[str, Format]:
     from chest.formats.custom import Custom
     from chest.formats.data import Data
 
+    check_codec(settings.compression)
     found: dict[str, Format] = {"data": Data()}
     if settings.trust != "data":
         found["pickle"] = pickle = Pickle5()

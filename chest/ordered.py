@@ -16,8 +16,9 @@ from collections.abc import (
     MutableMapping,
     ValuesView,
 )
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, cast, overload
 
+from chest.errors import short
 from chest.index import AnyEntry
 from chest.objects.atomic import refuse_objects
 
@@ -63,6 +64,11 @@ class Ordered(MutableMapping[Any, Any]):
     __slots__ = ("_places", "chest")
 
     def __init__(self, chest: Chest) -> None:
+        from chest.core import Chest
+
+        if not isinstance(cast("object", chest), Chest):
+            msg = f"Ordered() needs a Chest: Ordered(c), not {short(chest)}"
+            raise TypeError(msg)
         refuse_objects(chest, "an ordered view")
         self.chest = chest
         self._places = _Places(chest)

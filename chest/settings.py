@@ -262,8 +262,8 @@ def absolute(path: object) -> str:
     if not text:
         msg = "path='': name a folder; '.' is the present one"
         raise ValueError(msg)
-    if not isinstance(path, str) and is_collapsed(text):
-        msg = f"{text!r}: pathlib takes a slash out of an address; pass it as a str"
+    if is_collapsed(text):
+        msg = f"{text!r}: an address has two slashes; pathlib takes one out, so pass a str"
         raise ValueError(msg)
     if "://" in text:
         msg = f"{text}: a path is needed, only chest.Chest itself takes an address"

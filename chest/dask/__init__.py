@@ -5,6 +5,14 @@ Owns: the names; loading this module loads dask. Does not own: any behaviour.
 
 from __future__ import annotations
 
+import importlib.util
+
+from chest.errors import MissingDependency
+
+if importlib.util.find_spec("dask") is None:
+    msg = "chest.dask needs dask: pip install 'chest[dask]'"
+    raise MissingDependency(msg)
+
 from chest.dask.collections import array as array
 from chest.dask.collections import bag as bag
 from chest.dask.collections import dataframe as dataframe

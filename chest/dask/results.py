@@ -20,7 +20,7 @@ import weakref
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from threading import BoundedSemaphore
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import dask
 import dask.threaded
@@ -57,6 +57,9 @@ class Shelf:
     """
 
     def __init__(self, chest: Chest) -> None:
+        if not isinstance(cast("object", chest), Chest):
+            msg = f"a Chest is needed to keep results in, not {short(chest)}"
+            raise TypeError(msg)
         self.chest = chest
         _opened[chest.path] = chest
 

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import msgspec
 import xxhash
 
-from chest.errors import DecodingError, EncodingError
+from chest.errors import DecodingError, EncodingError, MissingDependency
 from chest.formats.footer import corrupt
 from chest.protocols import Format, Receipt, Source
 
@@ -35,9 +35,18 @@ if TYPE_CHECKING:
 
     from chest.protocols import Buffer, Sink
 
-__all__ = ["CODECS", "Compressed", "NotWorthIt", "dump_if_it_pays", "form_of", "ratio"]
+__all__ = [
+    "CODECS",
+    "Compressed",
+    "NotWorthIt",
+    "check_codec",
+    "dump_if_it_pays",
+    "form_of",
+    "ratio",
+]
 
 CODECS = ("zstd", "lz4")
+PACKAGES = {"zstd": ("numcodecs", "numcodecs"), "lz4": ("lz4", "'chest[lz4]'")}
 AUTO = "pickle+auto"  # never written down: the trial decides what is
 BLOCK = 4 << 20  # bytes compressed at a time
 WORTH = 0.8  # of its size: what "auto" must get the first block down to
@@ -108,7 +117,7 @@ class Compressed:
         try:
             codec = _codec(self._codec)
         except ImportError as error:
-            msg = f"compression={self._codec!r} needs a package: {error}"
+            msg = f"compression={self._codec!r} needs {_package(self._codec)}"
             raise EncodingError(msg, key=key) from error
         blocks = _Blocks(sink, codec, worth)
         receipt = self._pickle.dump(value, blocks, key=key, file_id=file_id)
@@ -144,7 +153,7 @@ class Compressed:
         try:
             codec = _codec(self._codec)
         except ImportError as error:
-            msg = f"{source.path} needs a package to be read: {error}"
+            msg = f"{source.path} can be read with {_package(self._codec)}"
             raise DecodingError(msg, key=source.key, path=source.path) from error
         data, start, at = bytearray(sum(raw for raw, _ in sizes)), 0, 0
         for raw, stored in sizes:
@@ -277,6 +286,21 @@ def _checked(source: Source) -> list[tuple[int, int]]:
     if sum(stored for _, stored in sizes) + SKIPPED.size + length != end:
         raise corrupt(source, "its blocks are not as long as the file")
     return sizes
+
+
+def check_codec(name: object) -> None:
+    """Raise `MissingDependency` if *name* is a codec of an extra that is not installed."""
+    if name == "lz4":
+        try:
+            _codec("lz4")
+        except ImportError as error:
+            msg = f"compression='lz4' needs {_package('lz4')}"
+            raise MissingDependency(msg) from error
+
+
+def _package(codec: str) -> str:
+    """What has to be installed for a codec."""
+    return f"the package {PACKAGES[codec][0]}: pip install {PACKAGES[codec][1]}"
 
 
 @functools.cache

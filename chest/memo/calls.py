@@ -1,7 +1,7 @@
 """A call's arguments as the function gets them, and their fingerprint.
 
-Owns: binding to the signature, what is ignored, naming the argument that has no
-fingerprint. Does not own: fingerprints of values, the function's code.
+Owns: what can be called and kept, binding to the signature, naming the argument without
+a fingerprint. Does not own: fingerprints of values, the function's code.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ import types
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from chest.errors import FingerprintError
+from chest.errors import FingerprintError, short
 from chest.fingerprint import token
 from chest.sizing import SCALARS
 
-__all__ = ["Calls"]
+__all__ = ["Calls", "check_kind"]
 
 ANYTHING = inspect.Signature(
     [
@@ -204,3 +204,19 @@ def _binder(signature: inspect.Signature, name: str) -> Callable[..., tuple[Any,
     exec(f"def {name}({', '.join(before)}):\n    return ({held})", space)
     bound: Callable[..., tuple[Any, ...]] = space[name]
     return bound
+
+
+def check_kind(function: Any, plain: Any, name: str) -> None:
+    """Refuse what cannot be memoized, by name."""
+    if isinstance(function, classmethod):
+        msg = f"{name}: put @classmethod above @memoize, not below it"
+        raise TypeError(msg)
+    if inspect.isgeneratorfunction(plain) or inspect.isasyncgenfunction(plain):
+        msg = (
+            f"{name} is a generator function: what it yields is used up by the first "
+            f"caller. Return a list, or memoize what it calls for each item"
+        )
+        raise TypeError(msg)
+    if not callable(function):
+        msg = f"memoize() takes a function, not {short(function)}"
+        raise TypeError(msg)

@@ -30,7 +30,7 @@ from chest.fingerprint import (
     sealed,
 )
 from chest.memo import elsewhere, flights
-from chest.memo.calls import Calls
+from chest.memo.calls import Calls, check_kind
 from chest.memo.elsewhere import MISSING
 from chest.sizing import SCALARS
 
@@ -150,7 +150,7 @@ class Memo(Generic[P, R]):
         if isinstance(function, staticmethod):
             function = plain
         self.name = name or _name(plain)
-        _check_kind(function, plain, self.name)
+        check_kind(function, plain, self.name)
         self.__wrapped__ = function
         self.chest = chest
         self._options = options
@@ -414,7 +414,12 @@ class Memo(Generic[P, R]):
             How many results were deleted, for everyone.
         """
         if older_than is None:
-            wanted = [self.key(*args, **kwargs)]
+            try:
+                wanted = [self.key(*args, **kwargs)]
+            except TypeError as error:
+                if not args and not kwargs:
+                    error.add_note("forget(older_than=0) forgets all results")
+                raise
         elif args or kwargs:
             msg = "forget() takes the arguments of a call, or older_than=, not both"
             raise TypeError(msg)
@@ -624,6 +629,9 @@ def memoize(
     if on_error not in ("raise", "cache"):
         msg = f"on_error must be 'raise' or 'cache', not {on_error!r}"
         raise ValueError(msg)
+    if not (key is None or callable(cast("object", key))):
+        msg = f"key={errors.short(key)}: a function of the call's arguments is needed"
+        raise TypeError(msg)
     if ttl is not None:
         expiry.deadline(ttl)  # which refuses what is no time
     options = {
@@ -641,22 +649,6 @@ def memoize(
         return kind(chest, function, options)
 
     return decorate
-
-
-def _check_kind(function: Any, plain: Any, name: str) -> None:
-    """Refuse what cannot be memoized, by name."""
-    if isinstance(function, classmethod):
-        msg = f"{name}: put @classmethod above @memoize, not below it"
-        raise TypeError(msg)
-    if inspect.isgeneratorfunction(plain) or inspect.isasyncgenfunction(plain):
-        msg = (
-            f"{name} is a generator function: what it yields is used up by the first "
-            f"caller. Return a list, or memoize what it calls for each item"
-        )
-        raise TypeError(msg)
-    if not callable(function):
-        msg = f"memoize() takes a function, not {errors.short(function)}"
-        raise TypeError(msg)
 
 
 def _memo(walk: Walk, value: Memo[Any, Any]) -> bytes:

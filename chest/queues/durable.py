@@ -14,6 +14,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from numbers import Real
 from typing import Any
 
 from chest import errors
@@ -40,6 +41,10 @@ else:
 
     class ShutDown(Exception):  # type: ignore[no-redef]
         """The queue was shut down; ``queue.ShutDown`` where Python has it."""
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, Real)
 
 
 class DurableQueue(Lending):
@@ -138,11 +143,16 @@ class DurableQueue(Lending):
         tries: int | None,
         sleep: Callable[[float], object],
     ) -> None:
-        if lease is not None and not lease > 0:
+        if not (lease is None or (_is_number(lease) and lease > 0)):
             msg = f"lease={lease!r}: seconds above 0, or None"
             raise ValueError(msg)
         if tries is not None and tries < 1:
             msg = f"tries={tries!r}: at least 1, or None"
+            raise ValueError(msg)
+        if tries is not None and lease is None:
+            msg = (
+                f"tries={tries!r} needs lease=: without, what was got never comes back"
+            )
             raise ValueError(msg)
         self.maxsize, self.lease, self.tries = maxsize, lease, tries
         self._sleep = sleep
@@ -154,9 +164,11 @@ class DurableQueue(Lending):
         if self._closed:
             return f"<{kind} {self.name!r} in {self._outer}: closed>"
         try:
-            what = f"{self.qsize()} items"
+            size = self.qsize()
         except errors.DroppedError:
             what = "dropped"
+        else:
+            what = "1 item" if size == 1 else f"{size} items"
         return f"<{kind} {self.name!r} in {self._outer}: {what}>"
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -37,6 +37,12 @@ def examples(text: str) -> list[doctest.Example]:
     return sorted(found, key=lambda example: example.lineno)
 
 
+def blocks(page: Path) -> list[str]:
+    """The Python blocks of a page."""
+    text = page.read_text(encoding="utf-8")
+    return [textwrap.dedent(block[1]) for block in BLOCK.finditer(text)]
+
+
 def needs_torch(code: str) -> bool:
     """Whether a block needs torch, and it is not here: a gigabyte that no extra takes."""
     return "import torch" in code and importlib.util.find_spec("torch") is None

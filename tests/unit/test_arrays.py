@@ -182,6 +182,11 @@ def test_options_of_no_format_are_refused(tmp_path):
     with Chest(tmp_path / "c") as c:
         with pytest.raises(TypeError, match="takes no chunks="):
             c.set("x", np.arange(3), chunks=(1,))
+        with pytest.raises(TypeError, match="takes no chunk="):
+            c.set("x", np.arange(3), format="zarr", chunk=(1,))
+        with pytest.raises(TypeError, match=r"takes no expire=; ttl= "):
+            c.set("x", 1, expire=60)
+        assert "x" not in c
         with pytest.raises(ValueError, match="mode="):
             c.zarr("x", mode="w")
 

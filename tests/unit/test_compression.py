@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import pathlib
 import pickle
+import sys
 
 import numpy as np
 import pytest
 
 from chest import Chest, errors
+from chest.formats import compressed
 
 CODECS = ["zstd", "lz4"]
 ZEROS = np.zeros(1 << 18)  # 2 MiB, which hardly take any room
@@ -74,6 +76,21 @@ def test_the_stored_file_is_read_without_chest(tmp_path):
     from numcodecs import zstd
 
     assert (pickle.loads(zstd.decompress(data)) == ZEROS).all()
+
+
+def test_a_codec_that_is_not_installed_is_told_before_anything_is_made(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setitem(sys.modules, "lz4.frame", None)
+    monkeypatch.setattr(compressed, "_codec", compressed._codec.__wrapped__)
+    with pytest.raises(errors.MissingDependency, match=r"pip install 'chest\[lz4\]'"):
+        Chest(tmp_path / "c", compression="lz4")
+    assert not (tmp_path / "c").exists()
+    with Chest(tmp_path / "d") as c:
+        c.set("x", ZEROS, compression="lz4")
+        with pytest.raises(errors.EncodingError, match=r"pip install 'chest\[lz4\]'"):
+            c.sync()
+        del c["x"]
 
 
 def test_every_decoder_of_frames_passes_over_the_end(tmp_path):

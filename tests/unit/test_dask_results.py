@@ -82,6 +82,26 @@ def test_compute_keeps_the_last_step_too(chest_dir, blocks, double, scheduler):
     assert double.calls == 4
 
 
+def test_without_dask_the_error_says_what_to_install():
+    script = """
+import sys
+sys.modules["dask"] = None
+import chest
+try:
+    import chest.dask
+except chest.errors.MissingDependency as error:
+    print(error)
+"""
+    assert helpers.run(script) == "chest.dask needs dask: pip install 'chest[dask]'\n"
+
+
+def test_a_path_is_no_chest_to_keep_results_in():
+    with pytest.raises(TypeError, match="a Chest is needed"):
+        Results("results")
+    with pytest.raises(TypeError, match="a Chest is needed"):
+        compute(da.ones(3), store="results")
+
+
 def test_another_process_finds_what_was_kept(chest_dir, tmp_path):
     script = """
         import sys, dask, chest.dask

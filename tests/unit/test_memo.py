@@ -895,6 +895,18 @@ def test_old_versions_are_forgotten_by_age_wherever_they_were_moved(
         assert len(c) == 0
 
 
+def test_forget_without_a_call_says_how_to_forget_all(c):
+    f = Counter().memoized(c)
+    with pytest.raises(TypeError) as raised:
+        f.forget()
+    assert "older_than=0" in raised.value.__notes__[0]
+
+
+def test_a_key_that_is_no_function_is_refused_at_the_decoration(c):
+    with pytest.raises(TypeError, match="key='path': a function"):
+        memoize(c, key="path")
+
+
 def test_call_computes_always(c):
     counter = Counter()
     f = counter.memoized(c)

@@ -21,6 +21,12 @@ def two(tmp_path: Path) -> Iterator[tuple[Ordered, Ordered]]:
         yield Ordered(one), Ordered(other)
 
 
+@pytest.mark.parametrize("other", ["a path", {}, None])
+def test_only_a_chest_has_an_ordered_view(other: object) -> None:
+    with pytest.raises(TypeError, match="needs a Chest"):
+        Ordered(other)  # type: ignore[arg-type]
+
+
 def positions(o: Ordered) -> list[object]:
     """The keys, asked for one by one."""
     return [o.keys()[at] for at in range(len(o))]

@@ -450,7 +450,15 @@ def test_a_handle_travels_by_pickle(chest_dir: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{"name": "../x"}, {"name": ""}, {"lease": 0}, {"tries": 0}]
+    "options",
+    [
+        {"name": "../x"},
+        {"name": ""},
+        {"lease": 0},
+        {"lease": "1m"},
+        {"tries": 0},
+        {"tries": 3},  # of leases, and there are none
+    ],
 )
 def test_options_that_make_no_sense_are_refused(
     chest_dir: Path, options: dict[str, Any]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import pathlib
 import pickle
 from typing import Any
 
@@ -113,5 +114,8 @@ def test_paths_are_made_absolute(monkeypatch: pytest.MonkeyPatch) -> None:
             Chest(path=no_path)
     with pytest.raises(TypeError, match="name of a folder"):
         Chest(b"c")
+    for collapsed in ("s3:/bucket/prefix", pathlib.Path("s3://bucket/prefix")):
+        with pytest.raises(ValueError, match="two slashes"):
+            Chest(collapsed)
     with pytest.raises(ValueError, match="s3://bucket"):
         absolute("s3://bucket/prefix")
