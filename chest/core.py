@@ -11,7 +11,6 @@ import dataclasses
 import os
 import pickle
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from sys import getsizeof
 from typing import Any, Self
 
 from chest import expiry, keys, lifetime, settings
@@ -234,7 +233,11 @@ class Chest(Arrays, Atomic):
                 return self._values[key]
             except KeyError:
                 pass  # another thread has just let it go
-        return self._load(key)
+        index = self._manifest.index
+        records, entry = index.records, index.find(key)
+        if entry is not None:
+            return self._load(key, entry, index, records)
+        return self._values[key]  # unless another thread has just brought it: KeyError
 
     def get(self, key: Hashable, default: Any = None) -> Any:
         """The value of *key*, or *default* when there is no such key; as ``c[key]``.
@@ -246,12 +249,16 @@ class Chest(Arrays, Atomic):
         """
         if self._word[1] != self._seen:
             self.refresh()
-        # Many ask for what is not there, and an exception takes longer than this look.
-        if key not in self._values and self._manifest.index.get(key) is None:
-            return default
         try:
-            return self[key]
-        except KeyError:
+            if key in self._values:
+                return self[key]
+            # Many ask for what is not there, and an exception takes longer than this.
+            index = self._manifest.index
+            records, entry = index.records, index.find(key)
+            if entry is None:
+                return self._values.get(key, default)
+            return self._load(key, entry, index, records)
+        except KeyError:  # another thread has just deleted it
             return default
 
     def __setitem__(self, key: Hashable, value: Any) -> None:
@@ -262,7 +269,7 @@ class Chest(Arrays, Atomic):
         if self._word[1] != self._seen:
             self.refresh()
         if type(value) in SCALARS:
-            plain, buffers = getsizeof(value), None
+            plain, buffers = value.__sizeof__(), None  # what `getsizeof` asks, for less
         else:
             plain, buffers = measure(value)
         memory = self._memory

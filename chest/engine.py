@@ -18,7 +18,6 @@ import logging
 import os
 import shutil
 from collections.abc import Hashable, Sequence
-from sys import getsizeof
 from typing import Any
 
 from chest import errors, lifetime, system
@@ -43,7 +42,7 @@ from chest.memory import PICKLED, Options, Slot, Weight
 from chest.packing import Packing
 from chest.readtier import Loaded, missing
 from chest.records import WORD
-from chest.settings import Settings, nothing
+from chest.settings import Settings
 from chest.sizing import SCALARS, measure
 from chest.spill import MOST_DRAFTS, Job, Written
 
@@ -209,26 +208,54 @@ class Engine(Packing):
 
     # -- from disk to memory -----------------------------------------------------------
 
-    def _load(self, key: Hashable) -> Any:
-        """The value of a key that is not in memory."""
-        index = self._manifest.index
-        records, entry = index.records, index.get(key)
-        if entry is None:
-            # It may have come into memory since the caller looked.
-            value = self._values.get(key, MISSING)
-            if value is MISSING:
-                raise KeyError(key)
-            return value
-        if self._settings.on_miss is not nothing:
-            self._settings.on_miss(key)
-        if type(entry) is Packed:
-            # Replaced or moved between the look and the read: `_read` looks again.
-            try:
-                value = self._spill.read_small(key, entry)
-            except (FileNotFoundError, errors.CorruptError):
-                pass
+    def _load(self, key: Hashable, entry: AnyEntry, index: Index, records: int) -> Any:
+        """The value of a key that is not in memory.
+
+        *entry* was found in *index*, which had seen so many *records*.
+        """
+        if self._on_miss is not None:
+            self._on_miss(key)
+        if type(entry) is not Packed:
+            return self._load_alone(key)
+        # What `ReadTier.read`, `_admit` and `MemoryTier.came` do, without the calls and
+        # without what only others need: the way of every small value that is read.
+        spill, memory, values = self._spill, self._memory, self._values
+        try:
+            data = spill.packs.read(entry, key)
+            value = spill.loads(data)
+        except Exception:  # noqa: BLE001 - raised there, unless it was replaced or moved
+            return self._load_alone(key)
+        spill.loaded += 1
+        spill.loaded_bytes += len(data)
+        if type(value) in SCALARS:
+            plain, buffers = value.__sizeof__(), None  # what `getsizeof` asks, for less
+        else:
+            plain, buffers = measure(value)
+        self._acquire()
+        try:
+            if key in values:
+                return values[key]  # another thread was quicker
+            now = self._manifest.index
+            if (now is not index or now.records != records) and not same(
+                now.get(key), entry
+            ):
+                pass  # replaced meanwhile: it is the caller's only
+            elif buffers is None and plain <= memory.budget:
+                if memory.newest or memory.touched:
+                    memory.note()
+                values[key] = value
+                memory.uses.append(key)
+                memory.used += plain
             else:
-                return self._admit_small(key, value, entry, index, records)
+                memory.put_clean(key, value, (plain, buffers), entry, None, PICKLED)
+        finally:
+            self._unlock()
+        if memory.used > memory.budget:
+            self.shrink()
+        return value
+
+    def _load_alone(self, key: Hashable) -> Any:
+        """`_load` for a value that has a file, or lies in the log."""
         value, entry, loaded = self._read(key)
         return self._admit(
             key, value, entry, loaded.weight, loaded.seconds, readonly=loaded.mapped
@@ -236,8 +263,8 @@ class Engine(Packing):
 
     def _report_miss(self, key: Hashable, entry: AnyEntry | None) -> None:
         """Tell the user's hook that a value is read from disk, if there is one."""
-        if self._settings.on_miss is not nothing and entry is not None:
-            self._settings.on_miss(key)
+        if self._on_miss is not None and entry is not None:
+            self._on_miss(key)
 
     def _read(
         self, key: Hashable, mapped: str | None = None
@@ -296,40 +323,6 @@ class Engine(Packing):
             self.shrink()
         return value
 
-    def _admit_small(
-        self, key: Hashable, value: Any, entry: Packed, index: Index, records: int
-    ) -> Any:
-        """`_admit` for a value from a pack, without what only others need.
-
-        *entry* was found in *index*, which had seen so many *records*.
-        """
-        memory = self._memory
-        if type(value) in SCALARS:
-            plain, buffers = getsizeof(value), None
-        else:
-            plain, buffers = measure(value)
-        self._acquire()
-        try:
-            if key in self._values:
-                return self._values[key]  # another thread was quicker
-            now = self._manifest.index
-            if (now is not index or now.records != records) and not same(
-                now.get(key), entry
-            ):
-                pass  # replaced meanwhile: it is the caller's only
-            elif buffers is None and plain <= memory.budget:
-                memory.came(key, value, plain)
-            else:
-                slot = memory.put(key, value, plain, buffers, None, PICKLED)
-                slot.dirty, slot.entry = False, entry
-                if slot.nbytes > memory.budget:
-                    memory.drop(slot)
-        finally:
-            self._unlock()
-        if memory.used > memory.budget:
-            self.shrink()
-        return value
-
     def _is_at_hand(self, key: Hashable) -> bool:
         # docstring inherited
         return key in self._slots
@@ -337,10 +330,7 @@ class Engine(Packing):
     def _fetch_missed(self, keys: Sequence[Hashable]) -> None:
         # docstring inherited
         for key in keys:
-            value, entry, loaded = self._read(key)
-            self._admit(
-                key, value, entry, loaded.weight, loaded.seconds, readonly=loaded.mapped
-            )
+            self._load_alone(key)
 
     def _mapped(self, entry: AnyEntry) -> str | None:
         """How a value may use the map of its file."""

@@ -29,7 +29,7 @@ from chest.keeper import Keeper
 from chest.log import NO_WORD
 from chest.memory import MemoryTier, Slot, Slots
 from chest.opening import open_tier, temporary_folder
-from chest.settings import Settings, absolute
+from chest.settings import Settings, absolute, nothing
 
 __all__ = ["Changed", "Ledger", "Publishing", "generation"]
 
@@ -46,6 +46,7 @@ class Ledger(Keeper):
         "_freed",
         "_manifest",
         "_memory",
+        "_on_miss",
         "_packs",
         "_pid",
         "_savers",
@@ -80,6 +81,8 @@ class Ledger(Keeper):
             or settings.on_conflict is not None
             or "data" in (settings.format, settings.fallback)
         )
+        on_miss = settings.on_miss
+        self._on_miss = None if on_miss is nothing else on_miss
         self._pid = os.getpid()
         # Packs, and how much of each was dead, that compaction could not empty.
         self._unmoved: frozenset[tuple[str, int]] = frozenset()

@@ -162,7 +162,7 @@ class MemoryTier:
         self._slotted = 0  # what of `used` is not bare
         # Keys in the order in which they came or were used, since `settle`; the latest
         # of them wait in `newest` and, after those, in `touched`.
-        self._uses: list[Hashable] = []
+        self.uses: list[Hashable] = []
         self.touched: deque[Hashable] | dict[Hashable, None] = deque(maxlen=RECENT)
         self.touch: Callable[[Hashable], object] = self.touched.append
         if isinstance(policy, eviction.LeastRecent):
@@ -193,7 +193,7 @@ class MemoryTier:
             self._release(known)
         self.slots[key] = slot
         self.values[key] = value
-        self._uses.append(key)
+        self.uses.append(key)
         self._count_bytes(plain)
         return slot
 
@@ -215,14 +215,10 @@ class MemoryTier:
 
     def came(self, key: Hashable, value: Any, plain: int) -> None:
         """Take in *value*, just read, that cannot change, of a key that is not there."""
-        if (
-            self.newest
-            or self.touched
-            or len(self._uses) > RECENT + 2 * len(self.values)
-        ):
+        if self.newest or self.touched:
             self.note()
         self.values[key] = value
-        self._uses.append(key)
+        self.uses.append(key)
         self.used += plain
 
     def slot(self, key: Hashable) -> Slot | None:
@@ -303,7 +299,7 @@ class MemoryTier:
             slot.alive = False
         for held in (self.slots, self.values, self.fresh, self._buffers):
             held.clear()
-        for listed in (self.newest, self._uses, self.touched):
+        for listed in (self.newest, self.uses, self.touched):
             listed.clear()
         self.used = self._slotted = 0
         self.changes += 1
@@ -360,23 +356,23 @@ class MemoryTier:
         newest, touched = self.newest, self.touched
         if newest:
             self.fresh.update(dict.fromkeys(newest))
-            self._uses += newest
+            self.uses += newest
             newest.clear()
         if touched:
             # A hit of another thread between these two is forgotten, which costs nothing
             # but its place among those that leave.
-            self._uses += touched
+            self.uses += touched
             touched.clear()
-        if len(self._uses) > RECENT + 2 * len(self.values):
-            last = dict.fromkeys(reversed(self._uses))
-            self._uses = [key for key in reversed(last) if key in self.values]
+        if len(self.uses) > RECENT + 2 * len(self.values):
+            last = dict.fromkeys(reversed(self.uses))
+            self.uses = [key for key in reversed(last) if key in self.values]
 
     def settle(self) -> None:
         """Give each value a slot, and bring them into the order of their last use."""
         self.note()
         slots, values, add = self.slots, self.values, self.policy.add
         tick = self._tick
-        for key in self._uses:
+        for key in self.uses:
             slot = slots.get(key)
             if slot is None:
                 if key not in values:
@@ -387,7 +383,7 @@ class MemoryTier:
                 slot.offered = True
                 add(slot)
         self._tick = tick
-        self._uses.clear()
+        self.uses.clear()
 
     def _touch_last(self, key: Hashable) -> None:
         """`touch` where recency is all that counts: no hit may be forgotten."""
@@ -411,7 +407,9 @@ class MemoryTier:
         """Bare values went: take their bytes off."""
         self.changes += 1
         if not self.values:
-            self._uses.clear()
+            self.uses.clear()
+        elif len(self.uses) > RECENT + 2 * len(self.values):
+            self.note()  # what comes and goes again and again leaves one each time
         if len(self.values) == len(self.slots):
             # Exact: a str may have grown since it came, by its own UTF-8.
             self.used = self._slotted

@@ -7,7 +7,8 @@ small enough, or when they are written; files with one value.
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Hashable, Iterable, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
+from typing import NoReturn
 
 import msgspec
 
@@ -55,10 +56,12 @@ class SmallTier:
         self.packs = packs
         self.manifest = manifest
         self._formats = formats
-        self._runs_pickles = "pickle" in formats
         self._pickle = Pickle5()
         self.dumps = self._pickle.dumps
-        self._loads = self._pickle.loads
+        # pickle → value, where pickles may be read; raises whatever they raise.
+        self.loads: Callable[[bytes], object] = _refuse
+        if "pickle" in formats:
+            self.loads = self._pickle.loads
         self.written = self.written_bytes = 0
         self.loaded = self.loaded_bytes = 0
 
@@ -209,10 +212,10 @@ class SmallTier:
 
     def decode_small(self, key: Hashable, entry: AnyEntry, data: bytes) -> object:
         """The value that `raw` gave the pickle of; raises as `read`."""
-        if not self._runs_pickles:
+        if self.loads is _refuse:
             self._format(entry, key)  # which says why it is not read
         try:
-            value = self._loads(data)
+            value = self.loads(data)
         except MemoryError:
             raise
         except Exception as error:  # a pickle may raise anything
@@ -243,6 +246,12 @@ class SmallTier:
         )
         msg = f"{path} cannot be read: {reason}"
         raise kind(msg, key=key, path=path)
+
+
+def _refuse(data: bytes) -> NoReturn:
+    """What `loads` is where pickles may not be read."""
+    msg = "no pickle is read here"
+    raise TypeError(msg)
 
 
 def is_shared(entry: AnyEntry) -> bool:

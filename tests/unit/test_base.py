@@ -61,6 +61,26 @@ def test_a_key_that_shares_its_hash_with_others_is_found(
     with Chest(chest_dir) as c:
         found = base_of(c).find_many([*SMALL, "x9", "x10"])
         assert found == {key: base_of(c).find(key) for key in SMALL}
+        assert all(key in c for key in SMALL)
+        assert not any(key in c for key in ("x9", "x10"))
+
+
+def test_whoever_asks_for_one_key_gets_the_same_answer(seen: Chest) -> None:
+    asked = [*SMALL, *LARGE, *OTHER, "none", "", "é\ud801", ("a", 3), 2]
+
+    def compare(c: Chest) -> None:
+        index, there = c._manifest.index, {*c}
+        for key in asked:
+            entry = index.get(key)
+            assert index.find(key) == entry == index.get(key)
+            assert index.has(key) == (entry is not None) == (key in there)
+
+    with seen as c:
+        compare(c)
+        # Now there are newer entries, and None, which go before the rows.
+        c.delete_many(["k1", "large1", 1, "é\ud800"])
+        c.set_many({"k2": "anew", "none": "new", 2: "new"})
+        compare(c)
 
 
 def test_many_keys_are_deleted_for_everyone_at_once(

@@ -118,7 +118,7 @@ def test_what_comes_and_goes_bare_leaves_no_trace(memory: MemoryTier) -> None:
         memory.forget("x")
     memory.forget("none")
     assert (memory.values, memory.used) == ({"stays": 1}, 28)
-    assert len(memory._uses) < 2 * RECENT
+    assert len(memory.uses) < 2 * RECENT
     memory.forget("stays")
     assert (memory.values, memory.used) == ({}, 0)
 
@@ -179,4 +179,4 @@ def test_hits_between_sets_do_not_grow_it(name: str) -> None:
         came(memory, f"k{round_}", "x")
         memory.note()
         memory.forget(f"k{round_}")
-    assert len(memory._uses) <= RECENT + 200
+    assert len(memory.uses) <= RECENT + 200

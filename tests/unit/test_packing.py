@@ -373,6 +373,31 @@ def test_a_value_of_the_log_that_cannot_be_read_here_hinders_no_flush(
         assert dict(c) == {"theirs": c["theirs"], "other": 5, "mine": 1}
 
 
+def test_a_value_of_a_pack_that_cannot_be_read_here_is_no_missing_key(
+    chest_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Chest(MANY | {"theirs": Known()}, chest_dir) as c:
+        c.flush()
+        assert c.entry("theirs").name in packs_in(chest_dir)
+    missed: list[str] = []
+    with Chest(chest_dir, on_miss=missed.append) as c:
+        with monkeypatch.context() as patch:
+            patch.delattr(f"{__name__}.Known")
+            for ask in (c.__getitem__, c.get):
+                with pytest.raises(errors.DecodingError) as caught:
+                    ask("theirs")
+                assert caught.value.key == "theirs"
+            assert c["k1"] == MANY["k1"]
+            assert c.stats().loads == 1
+        assert type(c["theirs"]) is Known
+        assert missed == ["theirs", "theirs", "k1", "theirs"]
+    with (
+        Chest(chest_dir, trust="data") as c,
+        pytest.raises(errors.UntrustedError, match="trust='data'"),
+    ):
+        c["theirs"]
+
+
 class Known:
     """A class that a process may not have."""
 
