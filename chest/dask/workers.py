@@ -16,12 +16,14 @@ import sys
 import time
 import weakref
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from chest import errors, system
+from chest import errors, sizing, system
 from chest.core import Chest
 from chest.dask.process import give_back_memory, limit_of, watch
+from chest.dask.spilled import OnDisk, Sizes
+from chest.formats.compressed import CODECS
 from chest.memory import ROOM, SMALL, Slot, weigh
 from chest.packing import FEWEST_PACKED
 from chest.reprs import parse_bytes
@@ -68,6 +70,9 @@ class SpillChest(Chest):
         Who leaves memory first; by default what was not in use for long, for its size.
     mapped : {"copy", "r", False}
         Spilled arrays come back writable, on private pages; read-only; or read.
+    compression : {"zstd", "lz4", "auto"}, optional
+        Of files, for a small or slow disk: what is compressed cannot be mapped, and is
+        read as a whole.
     process_memory : int, float or str, optional
         Bytes that the whole process may take, with all that is no value. Beyond them
         values are spilled though the budget would take them. None: of the worker whose
@@ -115,21 +120,23 @@ class SpillChest(Chest):
         policy: Any = "idle",
         mapped: str | bool = "copy",
         process_memory: float | str | None = None,
+        compression: str | None = None,
     ) -> None:
+        from dask.sizeof import sizeof
         from distributed.metrics import context_meter
         from distributed.sizeof import safe_sizeof
-        from distributed.spill import SpilledSize
 
         self._digest_metric = context_meter.digest_metric
-        self._size, self._sizeof = SpilledSize, safe_sizeof
+        self._sizeof, self._told_of = safe_sizeof, sizeof.dispatch
+        self._kinds: weakref.WeakSet[type] = weakref.WeakSet()  # of values that came
         self._max_spill = (
             None if max_spill is None else parse_bytes(max_spill, option="max_spill")
         )
         self.cumulative_metrics = defaultdict(float)
-        self._spilled: dict[Hashable, SpilledSize] = {}
-        self._total = SpilledSize(0, 0)
-        # Values that left memory while somebody else holds them.
-        self._held: weakref.WeakValueDictionary[Hashable, Any]
+        self._spilled = Sizes()
+        # Values that left memory while somebody else holds them, by key and generation:
+        # what is set otherwise than by `__setitem__` must not be taken for them.
+        self._held: weakref.WeakValueDictionary[tuple[Hashable, int], Any]
         self._held = weakref.WeakValueDictionary()
         self._setting: Hashable = NO_KEY
         self._refused: list[Exception] = []  # why the key that is being set stays
@@ -146,6 +153,7 @@ class SpillChest(Chest):
             available_memory=available_memory,
             policy=policy,
             mapped=mapped,
+            compression=compression,
             durability="memory",
         )
 
@@ -171,9 +179,13 @@ class SpillChest(Chest):
             forgotten. Where writing fails otherwise, values stay in memory and the log
             says so.
         """
-        self._forget(key)
+        self._spilled.take(key)
         self._reported.discard(key)
         self._refused.clear()
+        if self._max_spill is not None and self._manifest.index.has(key):
+            super().__delitem__(key)  # its file takes the room of others
+        if type(value) not in self._kinds:
+            self._meet(type(value))
         value = self._without_the_rest(value)
         self._setting = key
         try:
@@ -184,6 +196,13 @@ class SpillChest(Chest):
             self._refuse_or_report(key, self._refused.pop())
         slot = self._slots.get(key)
         self._note_arrival(slot.nbytes if slot else 0)
+
+    def _meet(self, kind: type) -> None:
+        """Count values of a type as dask was told to, if others than dask itself did."""
+        self._kinds.add(kind)
+        told = self._told_of(kind)
+        if (getattr(told, "__module__", None) or "").partition(".")[0] != "dask":
+            sizing.register(kind, told)
 
     def _without_the_rest(self, value: Any) -> Any:
         """A copy of what is the smaller part of something; anything else as it is.
@@ -222,14 +241,14 @@ class SpillChest(Chest):
             slot = self._slots.get(key)
             self._count_metric("memory-read", slot.nbytes if slot else 0)
             return value
-        value = self._held.get(key)
-        entry = None if value is None else self._manifest.index.get(key)
-        if entry is not None:
+        entry = self._manifest.index.get(key)
+        value = entry and self._held.get((key, entry.generation))
+        if entry is not None and value is not None:
             self._admit(key, value, entry, weigh(value), 0.0)
         else:
             value = self._read_back(key)
         if key in self._slots:
-            self._uncount(key)
+            self._spilled.take(key)
         else:
             self._hold(key, value)  # it is too large to be kept
         return value
@@ -253,7 +272,7 @@ class SpillChest(Chest):
         else:
             super().__delitem__(key)
         self._freed += slot.nbytes if slot else 0
-        self._forget(key)
+        self._spilled.take(key)
         self._reported.discard(key)
 
     def clear(self) -> None:
@@ -271,7 +290,7 @@ class SpillChest(Chest):
     @property
     def slow(self) -> Mapping[Any, Any]:
         """The values on disk only, as a read-only mapping; looking does not keep them."""
-        return _Slow(self)
+        return OnDisk(self)
 
     memory, disk = fast, slow
 
@@ -281,7 +300,7 @@ class SpillChest(Chest):
 
         Files of values that are in memory as well do not count; `stored_nbytes` has all.
         """
-        return self._total
+        return self._sizes().total
 
     def evict(self) -> int:
         """Spill the next value, whatever the budget; many small ones go together.
@@ -371,7 +390,9 @@ class SpillChest(Chest):
             if not slot.alive:
                 self._spills += 1
                 self._freed += slot.nbytes
-                self._count_spilled(slot)
+                entry = self._manifest.index.get(slot.key)
+                if entry is not None:
+                    self._spilled.add(slot.key, slot.nbytes, entry.size)
                 self._hold(slot.key, value)
         for slot, error in failed:
             with self.lock:
@@ -414,26 +435,26 @@ class SpillChest(Chest):
 
     def _hold(self, key: Hashable, value: Any) -> None:
         """Remember a value for as long as somebody else does."""
-        with contextlib.suppress(TypeError):  # it takes no weak references, as a list
-            self._held[key] = value
-
-    def _forget(self, key: Hashable) -> None:
-        """What was known of a value on disk."""
-        self._held.pop(key, None)
-        self._uncount(key)
-
-    def _count_spilled(self, slot: Slot) -> None:
-        entry = self._manifest.index.get(slot.key)
+        entry = self._manifest.index.get(key)
         if entry is not None:
-            self._uncount(slot.key)
-            size = self._size(slot.nbytes, entry.size)
-            self._spilled[slot.key] = size
-            self._total += size
+            with contextlib.suppress(
+                TypeError
+            ):  # it takes no weak references, as a list
+                self._held[key, entry.generation] = value
 
-    def _uncount(self, key: Hashable) -> None:
-        size = self._spilled.pop(key, None)
-        if size is not None:
-            self._total -= size
+    def _sizes(self) -> Sizes:
+        """What is on disk only; counted anew where it was not distributed that moved it.
+
+        All that distributed calls keeps count; the rest of a chest's methods do not.
+        """
+        sizes, values = self._spilled, self._values
+        if len(sizes.by_key) != len(self) - len(values):
+            with self.lock:
+                sizes.clear()
+                for key, entry in self._manifest.index.items():
+                    if key not in values:
+                        sizes.add(key, entry.nbytes or entry.size, entry.size)
+        return sizes
 
     def _count_metric(
         self, label: str, nbytes: int, seconds: float | None = None, count: int = 1
@@ -450,29 +471,6 @@ class SpillChest(Chest):
         if self._freed >= min(GIVE_BACK_AFTER, self._memory.budget // GIVE_BACK_SHARE):
             self._freed = 0
             give_back_memory()
-
-
-class _Slow(Mapping[Any, Any]):
-    """The values that are on disk only."""
-
-    __slots__ = ("_chest",)
-
-    def __init__(self, chest: SpillChest) -> None:
-        self._chest = chest
-
-    def __getitem__(self, key: Hashable) -> Any:
-        if key not in self._chest._spilled:
-            raise KeyError(key)
-        return self._chest._read(key)[0]
-
-    def __iter__(self) -> Iterator[Any]:
-        return iter([*self._chest._spilled])
-
-    def __len__(self) -> int:
-        return len(self._chest._spilled)
-
-    def __repr__(self) -> str:
-        return f"<{len(self)} values on disk>"
 
 
 def _is_of_disk(error: Exception) -> bool:
@@ -493,14 +491,16 @@ def dask_setup(worker: Worker) -> None:
     ``distributed.worker.preload``. The budget is ``distributed.worker.memory.target`` of
     the worker's memory limit; or, if that is less, what the process has left at its start
     of ``distributed.worker.memory.spill``, but at least 1/16 of this. ``max-spill`` holds
-    as for distributed's own. A worker without memory limit, or with ``data=`` of its own,
-    keeps what it has.
+    as for distributed's own, and so does ``spill-compression`` where it is ``lz4`` or
+    ``zstd``; else, as by default, nothing is compressed. A worker without memory limit, or
+    with ``data=`` of its own, keeps what it has.
 
     Parameters
     ----------
     worker : distributed.Worker
         One that has no data yet.
     """
+    import dask
     from distributed.spill import SpillBuffer
 
     manager = worker.memory_manager
@@ -512,6 +512,11 @@ def dask_setup(worker: Worker) -> None:
     left = limit - worker.monitor.get_process_memory()
     budget = int(min(budget, max(left, limit / LOOK_SHARE)))
     max_spill = None if manager.max_spill is False else manager.max_spill
+    compression = dask.config.get("distributed.worker.memory.spill-compression", None)
+    if compression not in CODECS:
+        compression = None
     watch(worker)
-    data = SpillChest(worker.local_directory, budget, max_spill)
+    data = SpillChest(
+        worker.local_directory, budget, max_spill, compression=compression
+    )
     manager.data = worker.state.data = data
