@@ -140,6 +140,7 @@ class SpillChest(Chest):
         self._held = weakref.WeakValueDictionary()
         self._setting: Hashable = NO_KEY
         self._refused: list[Exception] = []  # why the key that is being set stays
+        self._spared = False  # so does it, since another cannot go
         self._stuck = False  # a value could not be spilled
         self._reported: set[Hashable] = set()
         self._process_limit: float | None = None  # until the first value comes
@@ -187,7 +188,7 @@ class SpillChest(Chest):
         if type(value) not in self._kinds:
             self._meet(type(value))
         value = self._without_the_rest(value)
-        self._setting = key
+        self._setting, self._spared = key, False
         try:
             super().__setitem__(key, value)
         finally:
@@ -377,6 +378,8 @@ class SpillChest(Chest):
     def _evict(self, victims: Sequence[Slot]) -> None:
         """Write victims where that is needed, and let them go; those that fail stay."""
         memory, spill = self._memory, self._spill
+        if self._spared:
+            victims = self._without_the_new(victims)
         values = [memory.values.get(slot.key) for slot in victims]
         count, nbytes = spill.written, spill.written_bytes
         began = time.perf_counter()
@@ -401,7 +404,22 @@ class SpillChest(Chest):
             if slot.key == self._setting:
                 self._refused[:] = [error]  # it is for `__setitem__` to say
             else:
+                self._spared = self._setting is not NO_KEY
                 self._report(slot.key, error)
+
+    def _without_the_new(self, victims: Sequence[Slot]) -> Sequence[Slot]:
+        """The victims but for what is being set, if it fits and another could not go.
+
+        It is the likeliest to be used next, and leaves with the next one that comes.
+        """
+        chosen: list[Slot] = []
+        for slot in victims:
+            if slot.key == self._setting and slot.nbytes <= self._memory.budget:
+                with self.lock:
+                    self._memory.keep(slot)
+            else:
+                chosen.append(slot)
+        return chosen
 
     def _allowed(
         self, victims: Sequence[Slot]

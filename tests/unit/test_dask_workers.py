@@ -524,6 +524,18 @@ def test_a_small_value_that_cannot_be_pickled_may_be_the_one_that_is_set(make, c
     assert "Failed to pickle 'bad'" in caplog.text
 
 
+def test_what_was_just_set_does_not_leave_for_one_that_cannot_be_pickled(make, caplog):
+    data = make(100 * KB, policy="lru")
+    data["bad"] = Bad(60 * KB)
+
+    data["x"] = array_of(50 * KB)
+    assert placed(data) == ({"bad", "x"}, set())
+    data["y"] = array_of(60 * KB, 1)
+
+    assert placed(data) == ({"bad", "y"}, {"x"})
+    assert data.evict() == 60 * KB
+
+
 def test_evict_goes_on_with_others_where_one_cannot_be_pickled(make, caplog):
     data = make()
     data["bad"], data["x"] = Bad(60 * KB), array_of(50 * KB)
