@@ -42,10 +42,18 @@ log = logging.getLogger("chest")
 SPACE = "chest.dask"
 MIN_COST = 0.1  # seconds
 MOST_WAITING = 4  # results that wait to be written: each is held in memory
-UUID4 = r"[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}"
-# Drawn at random, or made from an address and not from what lies there.
-VOLATILE = re.compile(f"hlgfinalizecompute|^from-zarr|{UUID4}")
-OUTSIDE = ("zarr", "h5py", "netCDF4", "tables")  # their arrays change under their names
+UUID = "[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
+# Drawn at random, or made from an address and not from what lies there: of dask's own
+# readers, these (the second is of `read_text`); others have the time of the file.
+ADDRESSES = "from-zarr|file_to_blocks|from-npy-stack|read_(?:orc|hdf)"
+VOLATILE = re.compile(f"hlgfinalizecompute|{ADDRESSES}|{UUID}")
+OUTSIDE = (
+    "zarr",
+    "h5py",
+    "netCDF4",
+    "tables",
+    "tiledb",
+)  # they change under their names
 
 _checkpoints: set[str] = set()  # names of collections that are to be kept
 
