@@ -25,7 +25,13 @@ from typing import Any, Self
 import dask
 import dask.threaded
 from dask._task_spec import Alias, Dict, Task, TaskRef, convert_legacy_graph
-from dask.base import collections_to_expr, get_scheduler, unpack_collections
+from dask.base import (
+    collections_to_expr,
+    get_scheduler,
+    normalize_token,
+    tokenize,
+    unpack_collections,
+)
 from dask.callbacks import Callback
 from dask.core import flatten
 
@@ -122,6 +128,17 @@ def _shelf(kind: type[Chest], path: str, options: Settings) -> Shelf:
     if chest is None or chest._closed:
         chest = _held[path] = reopen(kind, path, options)
     return Shelf(chest)
+
+
+def _normalize_frozenset(held: frozenset[Any]) -> tuple[Any, ...]:
+    """What dask's names say of a frozenset: as of a set, the same in every session.
+
+    dask pickles it, in an order that differs from session to session.
+    """
+    return type(held), sorted(map(tokenize, held))
+
+
+normalize_token.register(frozenset, _normalize_frozenset)
 
 
 def name_of(key: Hashable) -> tuple[str, str, Hashable]:

@@ -104,6 +104,18 @@ def test_another_process_finds_what_was_kept(chest_dir, tmp_path):
     assert helpers.run(script, chest_dir).split() == ["3"]
 
 
+def test_a_frozenset_has_the_same_name_in_every_process(chest_dir):
+    script = """
+import dask.base, chest.dask
+print(dask.base.tokenize(frozenset("abcdefgh")), dask.base.tokenize({1: frozenset()}))
+"""
+
+    names = {helpers.run(script, chest_dir) for _ in range(2)}
+
+    assert len(names) == 1
+    assert len({*names.pop().split(), dask.base.tokenize({*"abcdefgh"})}) == 3
+
+
 def test_only_tasks_that_took_long_enough_are_kept(chest_dir, blocks):
     with Chest(chest_dir) as c, Results(c, min_cost=1000):
         blocks.sum().compute(scheduler="sync")
