@@ -23,6 +23,7 @@ from chest import errors, sizing, system
 from chest.core import Chest
 from chest.dask.process import give_back_memory, limit_of, watch
 from chest.dask.spilled import OnDisk, Sizes
+from chest.dask.twins import Twins
 from chest.formats.compressed import CODECS
 from chest.memory import ROOM, SMALL, Slot, weigh
 from chest.packing import FEWEST_PACKED
@@ -162,6 +163,7 @@ class SpillChest(Chest):
         """Open the folder, which is removed at the end as a temporary one is."""
         super()._start(path, settings)
         self._explicitly_given_path = False
+        self._twins = Twins(self._values, self._held_value)
 
     def __reduce__(self) -> NoReturn:
         """Refuse: workers are given the class and its arguments."""
@@ -196,6 +198,8 @@ class SpillChest(Chest):
         if self._refused:
             self._refuse_or_report(key, self._refused.pop())
         slot = self._slots.get(key)
+        if slot is not None and slot.nbytes >= LEAST_COPIED:
+            self._twins.meet(key, value)
         self._note_arrival(slot.nbytes if slot else 0)
 
     def _meet(self, kind: type) -> None:
@@ -243,7 +247,7 @@ class SpillChest(Chest):
             self._count_metric("memory-read", slot.nbytes if slot else 0)
             return value
         entry = self._manifest.index.get(key)
-        value = entry and self._held.get((key, entry.generation))
+        value = self._held_value(key)
         if entry is not None and value is not None:
             self._admit(key, value, entry, weigh(value), 0.0)
         else:
@@ -260,6 +264,8 @@ class SpillChest(Chest):
         value = super().__getitem__(key)
         nbytes = self._spill.loaded_bytes - before
         self._count_metric("disk-read", nbytes, time.perf_counter() - began)
+        if nbytes >= LEAST_COPIED:
+            self._twins.meet(key, value)
         self._note_arrival(nbytes, untouched=True)
         return value
 
@@ -380,6 +386,11 @@ class SpillChest(Chest):
         memory, spill = self._memory, self._spill
         if self._spared:
             victims = self._without_the_new(victims)
+        if any(self._twins.of(slot.key) is not None for slot in victims):
+            for slot in victims[:-1]:  # alone, so that the next one finds its file
+                self._evict([slot])
+            victims = victims[-1:]
+            self._link(victims[0])
         values = [memory.values.get(slot.key) for slot in victims]
         count, nbytes = spill.written, spill.written_bytes
         began = time.perf_counter()
@@ -406,6 +417,27 @@ class SpillChest(Chest):
             else:
                 self._spared = self._setting is not NO_KEY
                 self._report(slot.key, error)
+
+    def _link(self, slot: Slot) -> None:
+        """Give a value that another key has on disk a link to that one's file.
+
+        A change since it was written is found as that of any clean value.
+        """
+        twin = self._twins.of(slot.key)
+        if twin is None or not slot.dirty:
+            return
+        known, entry = self._slots.get(twin), self._manifest.index.get(twin)
+        if entry is None or (known is not None and known.dirty):
+            return
+        with contextlib.suppress(OSError, errors.ChestError):  # then it is written
+            written = self._spill.adopt(slot.key, self._spill, entry, 0)
+            try:
+                self._publish([(slot, written)])
+            finally:
+                self._spill.discard([written])  # what was not published
+            if slot.entry is written.entry:  # it counts as written, which it was not
+                self._spill.written -= 1
+                self._spill.written_bytes -= written.entry.size
 
     def _without_the_new(self, victims: Sequence[Slot]) -> Sequence[Slot]:
         """The victims but for what is being set, if it fits and another could not go.
@@ -459,6 +491,11 @@ class SpillChest(Chest):
                 TypeError
             ):  # it takes no weak references, as a list
                 self._held[key, entry.generation] = value
+
+    def _held_value(self, key: Hashable) -> Any:
+        """The value of a key on disk, if somebody holds it; or None."""
+        entry = self._manifest.index.get(key)
+        return entry and self._held.get((key, entry.generation))
 
     def _sizes(self) -> Sizes:
         """What is on disk only; counted anew where it was not distributed that moved it.

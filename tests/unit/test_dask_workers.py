@@ -264,6 +264,62 @@ def test_a_clean_value_is_not_written_again(make, nbytes, mapped):
     assert nbytes <= data.spilled_total.memory < nbytes + KB
 
 
+def test_a_value_that_has_two_keys_is_written_once(make):
+    data = make(10_000 * KB)
+    data["x"] = array_of(2000 * KB)
+    data.evict()
+    data["y"] = data["x"]
+    written = data.stats().written_nbytes
+
+    while data.fast:
+        data.evict()
+
+    assert data.stats().written_nbytes == written
+    del data["x"]
+    assert (data["y"] == array_of(2000 * KB)).all()
+    assert data.verify() == []
+
+
+def test_the_first_of_two_keys_to_leave_is_written(make):
+    data = make(10_000 * KB)
+    data["x"] = data["y"] = array_of(2000 * KB)
+
+    while data.fast:
+        data.evict()
+
+    assert data.stats().written_nbytes < 2100 * KB
+    assert (data["x"] == data["y"]).all()
+
+
+def test_a_value_of_two_keys_that_was_changed_is_written_for_both(make):
+    data = make(10_000 * KB)
+    data["x"] = array_of(2000 * KB)
+    data.evict()
+    data["y"] = value = data["x"]
+    value[100_000] = 7
+    del value
+
+    while data.fast:
+        data.evict()
+
+    assert data["x"][100_000] == data["y"][100_000] == 7
+
+
+def test_keys_of_values_that_went_are_not_taken_for_those_of_others(make):
+    data = make(100_000 * KB)
+    for i in range(300):
+        data[i] = array_of(1100 * KB, i)
+        del data[i]
+        data["kept", i % 5] = array_of(1100 * KB, i)
+
+    while data.fast:
+        data.evict()
+
+    for i in range(295, 300):
+        assert (data["kept", i % 5] == array_of(1100 * KB, i)).all()
+    assert len(data._twins._keys) < 100
+
+
 def test_a_value_that_was_changed_in_place_is_written_again(make):
     data = make(10_000 * KB)
     data["x"] = array_of(2000 * KB)
