@@ -25,7 +25,13 @@ from typing import Any, Self, cast
 import dask
 import dask.threaded
 from dask._task_spec import Alias, Dict, Task, TaskRef, convert_legacy_graph
-from dask.base import collections_to_expr, get_scheduler, unpack_collections
+from dask.base import (
+    collections_to_expr,
+    get_scheduler,
+    normalize_token,
+    tokenize,
+    unpack_collections,
+)
 from dask.callbacks import Callback
 from dask.core import flatten
 
@@ -42,10 +48,18 @@ log = logging.getLogger("chest")
 SPACE = "chest.dask"
 MIN_COST = 0.1  # seconds
 MOST_WAITING = 4  # results that wait to be written: each is held in memory
-UUID4 = r"[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}"
-# Drawn at random, or made from an address and not from what lies there.
-VOLATILE = re.compile(f"hlgfinalizecompute|^from-zarr|{UUID4}")
-OUTSIDE = ("zarr", "h5py", "netCDF4", "tables")  # their arrays change under their names
+UUID = "[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
+# Drawn at random, or made from an address and not from what lies there: of dask's own
+# readers, these (the second is of `read_text`); others have the time of the file.
+ADDRESSES = "from-zarr|file_to_blocks|from-npy-stack|read_(?:orc|hdf)"
+VOLATILE = re.compile(f"hlgfinalizecompute|{ADDRESSES}|{UUID}")
+OUTSIDE = (
+    "zarr",
+    "h5py",
+    "netCDF4",
+    "tables",
+    "tiledb",
+)  # they change under their names
 
 _checkpoints: set[str] = set()  # names of collections that are to be kept
 
@@ -117,6 +131,17 @@ def _shelf(kind: type[Chest], path: str, options: Settings) -> Shelf:
     if chest is None or chest._closed:
         chest = _held[path] = reopen(kind, path, options)
     return Shelf(chest)
+
+
+def _normalize_frozenset(held: frozenset[Any]) -> tuple[Any, ...]:
+    """What dask's names say of a frozenset: as of a set, the same in every session.
+
+    dask pickles it, in an order that differs from session to session.
+    """
+    return type(held), sorted(map(tokenize, held))
+
+
+normalize_token.register(frozenset, _normalize_frozenset)
 
 
 def name_of(key: Hashable) -> tuple[str, str, Hashable]:

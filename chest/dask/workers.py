@@ -16,12 +16,15 @@ import sys
 import time
 import weakref
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from chest import errors, system
+from chest import errors, sizing, system
 from chest.core import Chest
 from chest.dask.process import give_back_memory, limit_of, watch
+from chest.dask.spilled import OnDisk, Sizes
+from chest.dask.twins import Twins
+from chest.formats.compressed import CODECS
 from chest.memory import ROOM, SMALL, Slot, weigh
 from chest.packing import FEWEST_PACKED
 from chest.reprs import parse_bytes
@@ -68,6 +71,9 @@ class SpillChest(Chest):
         Who leaves memory first; by default what was not in use for long, for its size.
     mapped : {"copy", "r", False}
         Spilled arrays come back writable, on private pages; read-only; or read.
+    compression : {"zstd", "lz4", "auto"}, optional
+        Of files, for a small or slow disk: what is compressed cannot be mapped, and is
+        read as a whole.
     process_memory : int, float or str, optional
         Bytes that the whole process may take, with all that is no value. Beyond them
         values are spilled though the budget would take them. None: of the worker whose
@@ -115,24 +121,27 @@ class SpillChest(Chest):
         policy: Any = "idle",
         mapped: str | bool = "copy",
         process_memory: float | str | None = None,
+        compression: str | None = None,
     ) -> None:
+        from dask.sizeof import sizeof
         from distributed.metrics import context_meter
         from distributed.sizeof import safe_sizeof
-        from distributed.spill import SpilledSize
 
         self._digest_metric = context_meter.digest_metric
-        self._size, self._sizeof = SpilledSize, safe_sizeof
+        self._sizeof, self._told_of = safe_sizeof, sizeof.dispatch
+        self._kinds: weakref.WeakSet[type] = weakref.WeakSet()  # of values that came
         self._max_spill = (
             None if max_spill is None else parse_bytes(max_spill, option="max_spill")
         )
         self.cumulative_metrics = defaultdict(float)
-        self._spilled: dict[Hashable, SpilledSize] = {}
-        self._total = SpilledSize(0, 0)
-        # Values that left memory while somebody else holds them.
-        self._held: weakref.WeakValueDictionary[Hashable, Any]
+        self._spilled = Sizes()
+        # Values that left memory while somebody else holds them, by key and generation:
+        # what is set otherwise than by `__setitem__` must not be taken for them.
+        self._held: weakref.WeakValueDictionary[tuple[Hashable, int], Any]
         self._held = weakref.WeakValueDictionary()
         self._setting: Hashable = NO_KEY
         self._refused: list[Exception] = []  # why the key that is being set stays
+        self._spared = False  # so does it, since another cannot go
         self._stuck = False  # a value could not be spilled
         self._reported: set[Hashable] = set()
         self._process_limit: float | None = None  # until the first value comes
@@ -146,6 +155,7 @@ class SpillChest(Chest):
             available_memory=available_memory,
             policy=policy,
             mapped=mapped,
+            compression=compression,
             durability="memory",
         )
 
@@ -153,6 +163,7 @@ class SpillChest(Chest):
         """Open the folder, which is removed at the end as a temporary one is."""
         super()._start(path, settings)
         self._explicitly_given_path = False
+        self._twins = Twins(self._values, self._held_value)
 
     def __reduce__(self) -> NoReturn:
         """Refuse: workers are given the class and its arguments."""
@@ -171,11 +182,15 @@ class SpillChest(Chest):
             forgotten. Where writing fails otherwise, values stay in memory and the log
             says so.
         """
-        self._forget(key)
+        self._spilled.take(key)
         self._reported.discard(key)
         self._refused.clear()
+        if self._max_spill is not None and self._manifest.index.has(key):
+            super().__delitem__(key)  # its file takes the room of others
+        if type(value) not in self._kinds:
+            self._meet(type(value))
         value = self._without_the_rest(value)
-        self._setting = key
+        self._setting, self._spared = key, False
         try:
             super().__setitem__(key, value)
         finally:
@@ -183,7 +198,16 @@ class SpillChest(Chest):
         if self._refused:
             self._refuse_or_report(key, self._refused.pop())
         slot = self._slots.get(key)
+        if slot is not None and slot.nbytes >= LEAST_COPIED:
+            self._twins.meet(key, value)
         self._note_arrival(slot.nbytes if slot else 0)
+
+    def _meet(self, kind: type) -> None:
+        """Count values of a type as dask was told to, if others than dask itself did."""
+        self._kinds.add(kind)
+        told = self._told_of(kind)
+        if (getattr(told, "__module__", None) or "").partition(".")[0] != "dask":
+            sizing.register(kind, told)
 
     def _without_the_rest(self, value: Any) -> Any:
         """A copy of what is the smaller part of something; anything else as it is.
@@ -222,14 +246,14 @@ class SpillChest(Chest):
             slot = self._slots.get(key)
             self._count_metric("memory-read", slot.nbytes if slot else 0)
             return value
-        value = self._held.get(key)
-        entry = None if value is None else self._manifest.index.get(key)
-        if entry is not None:
+        entry = self._manifest.index.get(key)
+        value = self._held_value(key)
+        if entry is not None and value is not None:
             self._admit(key, value, entry, weigh(value), 0.0)
         else:
             value = self._read_back(key)
         if key in self._slots:
-            self._uncount(key)
+            self._spilled.take(key)
         else:
             self._hold(key, value)  # it is too large to be kept
         return value
@@ -240,6 +264,8 @@ class SpillChest(Chest):
         value = super().__getitem__(key)
         nbytes = self._spill.loaded_bytes - before
         self._count_metric("disk-read", nbytes, time.perf_counter() - began)
+        if nbytes >= LEAST_COPIED:
+            self._twins.meet(key, value)
         self._note_arrival(nbytes, untouched=True)
         return value
 
@@ -253,7 +279,7 @@ class SpillChest(Chest):
         else:
             super().__delitem__(key)
         self._freed += slot.nbytes if slot else 0
-        self._forget(key)
+        self._spilled.take(key)
         self._reported.discard(key)
 
     def clear(self) -> None:
@@ -271,7 +297,7 @@ class SpillChest(Chest):
     @property
     def slow(self) -> Mapping[Any, Any]:
         """The values on disk only, as a read-only mapping; looking does not keep them."""
-        return _Slow(self)
+        return OnDisk(self)
 
     memory, disk = fast, slow
 
@@ -281,7 +307,7 @@ class SpillChest(Chest):
 
         Files of values that are in memory as well do not count; `stored_nbytes` has all.
         """
-        return self._total
+        return self._sizes().total
 
     def evict(self) -> int:
         """Spill the next value, whatever the budget; many small ones go together.
@@ -358,6 +384,13 @@ class SpillChest(Chest):
     def _evict(self, victims: Sequence[Slot]) -> None:
         """Write victims where that is needed, and let them go; those that fail stay."""
         memory, spill = self._memory, self._spill
+        if self._spared:
+            victims = self._without_the_new(victims)
+        if any(self._twins.of(slot.key) is not None for slot in victims):
+            for slot in victims[:-1]:  # alone, so that the next one finds its file
+                self._evict([slot])
+            victims = victims[-1:]
+            self._link(victims[0])
         values = [memory.values.get(slot.key) for slot in victims]
         count, nbytes = spill.written, spill.written_bytes
         began = time.perf_counter()
@@ -371,7 +404,9 @@ class SpillChest(Chest):
             if not slot.alive:
                 self._spills += 1
                 self._freed += slot.nbytes
-                self._count_spilled(slot)
+                entry = self._manifest.index.get(slot.key)
+                if entry is not None:
+                    self._spilled.add(slot.key, slot.nbytes, entry.size)
                 self._hold(slot.key, value)
         for slot, error in failed:
             with self.lock:
@@ -380,7 +415,43 @@ class SpillChest(Chest):
             if slot.key == self._setting:
                 self._refused[:] = [error]  # it is for `__setitem__` to say
             else:
+                self._spared = self._setting is not NO_KEY
                 self._report(slot.key, error)
+
+    def _link(self, slot: Slot) -> None:
+        """Give a value that another key has on disk a link to that one's file.
+
+        A change since it was written is found as that of any clean value.
+        """
+        twin = self._twins.of(slot.key)
+        if twin is None or not slot.dirty:
+            return
+        known, entry = self._slots.get(twin), self._manifest.index.get(twin)
+        if entry is None or (known is not None and known.dirty):
+            return
+        with contextlib.suppress(OSError, errors.ChestError):  # then it is written
+            written = self._spill.adopt(slot.key, self._spill, entry, 0)
+            try:
+                self._publish([(slot, written)])
+            finally:
+                self._spill.discard([written])  # what was not published
+            if slot.entry is written.entry:  # it counts as written, which it was not
+                self._spill.written -= 1
+                self._spill.written_bytes -= written.entry.size
+
+    def _without_the_new(self, victims: Sequence[Slot]) -> Sequence[Slot]:
+        """The victims but for what is being set, if it fits and another could not go.
+
+        It is the likeliest to be used next, and leaves with the next one that comes.
+        """
+        chosen: list[Slot] = []
+        for slot in victims:
+            if slot.key == self._setting and slot.nbytes <= self._memory.budget:
+                with self.lock:
+                    self._memory.keep(slot)
+            else:
+                chosen.append(slot)
+        return chosen
 
     def _allowed(
         self, victims: Sequence[Slot]
@@ -414,26 +485,31 @@ class SpillChest(Chest):
 
     def _hold(self, key: Hashable, value: Any) -> None:
         """Remember a value for as long as somebody else does."""
-        with contextlib.suppress(TypeError):  # it takes no weak references, as a list
-            self._held[key] = value
-
-    def _forget(self, key: Hashable) -> None:
-        """What was known of a value on disk."""
-        self._held.pop(key, None)
-        self._uncount(key)
-
-    def _count_spilled(self, slot: Slot) -> None:
-        entry = self._manifest.index.get(slot.key)
+        entry = self._manifest.index.get(key)
         if entry is not None:
-            self._uncount(slot.key)
-            size = self._size(slot.nbytes, entry.size)
-            self._spilled[slot.key] = size
-            self._total += size
+            with contextlib.suppress(
+                TypeError
+            ):  # it takes no weak references, as a list
+                self._held[key, entry.generation] = value
 
-    def _uncount(self, key: Hashable) -> None:
-        size = self._spilled.pop(key, None)
-        if size is not None:
-            self._total -= size
+    def _held_value(self, key: Hashable) -> Any:
+        """The value of a key on disk, if somebody holds it; or None."""
+        entry = self._manifest.index.get(key)
+        return entry and self._held.get((key, entry.generation))
+
+    def _sizes(self) -> Sizes:
+        """What is on disk only; counted anew where it was not distributed that moved it.
+
+        All that distributed calls keeps count; the rest of a chest's methods do not.
+        """
+        sizes, values = self._spilled, self._values
+        if len(sizes.by_key) != len(self) - len(values):
+            with self.lock:
+                sizes.clear()
+                for key, entry in self._manifest.index.items():
+                    if key not in values:
+                        sizes.add(key, entry.nbytes or entry.size, entry.size)
+        return sizes
 
     def _count_metric(
         self, label: str, nbytes: int, seconds: float | None = None, count: int = 1
@@ -450,29 +526,6 @@ class SpillChest(Chest):
         if self._freed >= min(GIVE_BACK_AFTER, self._memory.budget // GIVE_BACK_SHARE):
             self._freed = 0
             give_back_memory()
-
-
-class _Slow(Mapping[Any, Any]):
-    """The values that are on disk only."""
-
-    __slots__ = ("_chest",)
-
-    def __init__(self, chest: SpillChest) -> None:
-        self._chest = chest
-
-    def __getitem__(self, key: Hashable) -> Any:
-        if key not in self._chest._spilled:
-            raise KeyError(key)
-        return self._chest._read(key)[0]
-
-    def __iter__(self) -> Iterator[Any]:
-        return iter([*self._chest._spilled])
-
-    def __len__(self) -> int:
-        return len(self._chest._spilled)
-
-    def __repr__(self) -> str:
-        return f"<{len(self)} values on disk>"
 
 
 def _is_of_disk(error: Exception) -> bool:
@@ -493,14 +546,16 @@ def dask_setup(worker: Worker) -> None:
     ``distributed.worker.preload``. The budget is ``distributed.worker.memory.target`` of
     the worker's memory limit; or, if that is less, what the process has left at its start
     of ``distributed.worker.memory.spill``, but at least 1/16 of this. ``max-spill`` holds
-    as for distributed's own. A worker without memory limit, or with ``data=`` of its own,
-    keeps what it has.
+    as for distributed's own, and so does ``spill-compression`` where it is ``lz4`` or
+    ``zstd``; else, as by default, nothing is compressed. A worker without memory limit, or
+    with ``data=`` of its own, keeps what it has.
 
     Parameters
     ----------
     worker : distributed.Worker
         One that has no data yet.
     """
+    import dask
     from distributed.spill import SpillBuffer
 
     manager = worker.memory_manager
@@ -512,6 +567,11 @@ def dask_setup(worker: Worker) -> None:
     left = limit - worker.monitor.get_process_memory()
     budget = int(min(budget, max(left, limit / LOOK_SHARE)))
     max_spill = None if manager.max_spill is False else manager.max_spill
+    compression = dask.config.get("distributed.worker.memory.spill-compression", None)
+    if compression not in CODECS:
+        compression = None
     watch(worker)
-    data = SpillChest(worker.local_directory, budget, max_spill)
+    data = SpillChest(
+        worker.local_directory, budget, max_spill, compression=compression
+    )
     manager.data = worker.state.data = data

@@ -31,7 +31,8 @@ def nbytes(value: object) -> int:
     ----------
     value : object
         Anything. A method ``__chest_nbytes__()``, or a function given to `register`,
-        is asked instead of looking inside.
+        is asked instead of looking inside; what a ``__sizeof__`` says that is written
+        in Python is the least, if the class is of no known kind.
 
     Returns
     -------

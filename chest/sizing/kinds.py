@@ -106,6 +106,9 @@ def instance(walk: Walk, value: Any) -> None:
         len(held),
         lambda walk, wanted: [held[i] for i in walk.positions(len(held), wanted)],
     )
+    if walk.top and _tells(value):
+        # Of memory that the collector knows nothing of, as a library's or a device's.
+        walk.at_least(getsizeof(value))
 
 
 def _function(walk: Walk, value: Any) -> None:
@@ -128,10 +131,15 @@ def handle(walk: Walk, value: Any) -> None:
 
 def shallow(value: object, base: Any = object) -> int:
     """Bytes of the object alone; *base* is asked where a subclass is not trusted."""
-    if isinstance(type(value).__sizeof__, types.FunctionType):
+    if _tells(value):
         # Written in Python, it may well count what we are going to visit (pandas does).
         return int(base.__sizeof__(value)) + GC_HEADER
     return getsizeof(value)
+
+
+def _tells(value: object) -> bool:
+    """Whether the size of the object alone is somebody's code in Python."""
+    return isinstance(type(value).__sizeof__, types.FunctionType)
 
 
 HANDLERS: Final[dict[type, Handler]] = {

@@ -58,7 +58,7 @@ class Walk:
     """One pass over one value."""
 
     def __init__(self) -> None:
-        self.plain = 0.0
+        self.plain = self.least = 0.0
         self.weight = 1.0  # how many objects the one being visited stands for
         self.branch: object = None  # the sampled object it was reached through
         self.top = True
@@ -94,11 +94,16 @@ class Walk:
                 plain += size
             else:
                 buffers[address] = size
+        plain = max(plain, self.least - sum(buffers.values()))
         return round(plain), buffers
 
     def own(self, size: float) -> None:
         """Count bytes of the object being visited."""
         self.plain += self.weight * size
+
+    def at_least(self, size: float) -> None:
+        """Take it from the value itself that all of it is no less."""
+        self.least = size
 
     def buffer(self, address: int, size: int) -> None:
         """Count a buffer, once for all who reach it."""

@@ -13,6 +13,7 @@ pytest.importorskip("dask")
 
 import dask
 import dask.array as da
+import dask.bag as db
 
 from chest import Chest
 from chest.dask import Results, array, bag, checkpoint, compute, dataframe, get
@@ -123,6 +124,18 @@ def test_another_process_finds_what_was_kept(chest_dir, tmp_path):
     assert helpers.run(script, chest_dir).split() == ["3"]
 
 
+def test_a_frozenset_has_the_same_name_in_every_process(chest_dir):
+    script = """
+import dask.base, chest.dask
+print(dask.base.tokenize(frozenset("abcdefgh")), dask.base.tokenize({1: frozenset()}))
+"""
+
+    names = {helpers.run(script, chest_dir) for _ in range(2)}
+
+    assert len(names) == 1
+    assert len({*names.pop().split(), dask.base.tokenize({*"abcdefgh"})}) == 3
+
+
 def test_only_tasks_that_took_long_enough_are_kept(chest_dir, blocks):
     with Chest(chest_dir) as c, Results(c, min_cost=1000):
         blocks.sum().compute(scheduler="sync")
@@ -152,6 +165,39 @@ def test_what_reads_a_store_that_changes_under_its_name_is_left_alone(
             assert made(z).sum().compute(scheduler="sync") == 4
             z[:] = 0
         assert len(c) == 0
+
+
+def lines(path, value):
+    path.write_text(f"{value}\n" * 4)
+    return db.read_text(str(path)).map(int).sum()
+
+
+def stack(path, value):
+    da.to_npy_stack(str(path), da.full(4, value, chunks=2))
+    return da.from_npy_stack(str(path)).sum()
+
+
+def orc(path, value):
+    dd = pytest.importorskip("dask.dataframe")
+    pd = pytest.importorskip("pandas")
+    pd.DataFrame({"x": [value] * 4}).to_orc(path)
+    return dd.read_orc(str(path)).x.sum()
+
+
+def csv(path, value):
+    dd = pytest.importorskip("dask.dataframe")
+    path.write_text("x\n" + f"{value}\n" * 4)
+    return dd.read_csv(str(path)).x.sum()
+
+
+@pytest.mark.parametrize("made", [lines, stack, orc, csv])
+def test_a_file_that_was_written_anew_is_read_anew(tmp_path, chest_dir, made):
+    with Chest(chest_dir) as c:
+        for value in (1, 2):
+            lazy = made(tmp_path / "x", value)
+            assert compute(lazy, store=c, scheduler="sync") == (4 * value,)
+            with Results(c, min_cost=0):
+                assert lazy.compute(scheduler="sync") == 4 * value
 
 
 def test_a_result_that_cannot_be_stored_does_not_end_the_run(chest_dir, caplog):

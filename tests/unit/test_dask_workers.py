@@ -6,6 +6,7 @@ import array
 import logging
 import os
 import pickle
+import sys
 import uuid
 import weakref
 
@@ -115,6 +116,41 @@ def test_overwriting_a_spilled_value_brings_the_key_to_memory(make):
     assert data.spilled_total == (0, 0)
 
 
+def test_a_spilled_value_that_is_overwritten_pushes_out_another(make):
+    data = make(policy="lru")
+    for key in "abc":
+        data[key] = array_of(100 * KB)
+
+    data["a"] = array_of(150 * KB)
+
+    assert placed(data) == ({"a", "c"}, {"b"})
+    assert data.spilled_total.memory < 101 * KB
+
+
+def test_a_spilled_value_is_overwritten_on_disk_by_one_larger_than_the_budget(make):
+    data = make(100 * KB)
+    data["small"] = 1
+    data["x"] = array_of(90 * KB)
+    data.evict()
+
+    data["x"] = array_of(200 * KB, 1)
+
+    assert placed(data) == ({"small"}, {"x"})
+    assert 200 * KB <= data.spilled_total.memory < 201 * KB
+    assert (data["x"] == array_of(200 * KB, 1)).all()
+    assert len(os.listdir(data.path)) == 2  # of which one is the manifest
+
+
+def test_with_no_budget_all_is_on_disk_and_sizes_are_those_of_the_files(make):
+    data = make(0)
+
+    data["a"], data["b"] = "a" * 100, array.array("d", range(100))
+
+    assert placed(data) == (set(), {"a", "b"})
+    files = [os.path.getsize(data.key_to_filename(key)) for key in "ab"]
+    assert data.spilled_total == (sys.getsizeof("a" * 100) + 800, sum(files))
+
+
 def test_a_value_larger_than_the_budget_goes_to_disk_at_once(make):
     data = make(100 * KB)
     data["small"] = 1
@@ -153,7 +189,60 @@ def test_one_and_the_text_one_are_two_keys(make):
     while data.fast:
         data.evict()
 
-    assert (data[1], data["1"]) == ("number", "text")
+    assert dict(data) == {1: "number", "1": "text"}
+
+
+# -- the other ways of a chest ---------------------------------------------------------
+
+
+WAYS = {
+    "pop": lambda data: data.pop("x"),
+    "popitem": lambda data: data.popitem(),
+    "delete_many": lambda data: data.delete_many(["x"]),
+    "set": lambda data: data.set("x", 1),
+    "set_many": lambda data: data.set_many({"x": 1}),
+    "transact": lambda data: data.transact(lambda change: change.pop("x")),
+    "get_from_disk": lambda data: data.get_from_disk("x"),
+    "flush": lambda data: [data["x"], data.flush()],
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_what_is_on_disk_is_known_whichever_way_it_went(make, way):
+    data = make()
+    data["y"], data["x"] = array_of(50 * KB), array_of(100 * KB, 1)
+    while data.fast:
+        data.evict()
+
+    WAYS[way](data)
+
+    assert set(data.slow) == set(data) - set(data.fast)
+    files = [os.path.getsize(data.key_to_filename(key)) for key in data.slow]
+    assert data.spilled_total.disk == sum(files)
+    assert data.spilled_total.memory >= 50 * KB
+
+
+def test_pop_gives_a_spilled_value_and_removes_its_file(make):
+    data = make()
+    data["x"] = array_of(100 * KB)
+    data.evict()
+
+    assert data.pop("x").nbytes == 100 * KB
+    assert data.pop("x", None) is None
+    assert "x" not in os.listdir(data.path)
+
+
+@pytest.mark.parametrize("new", [[1, 2], array_of(50 * KB, 1)], ids=["list", "array"])
+def test_a_held_value_is_not_taken_for_what_was_set_in_another_way(make, new):
+    data = make()
+    held = data["x"] = array_of(100 * KB)
+    data.evict()
+    data.set("x", new)
+
+    data.flush()
+
+    assert data["x"] is not held
+    assert np.array_equal(data["x"], new)
 
 
 # -- what is not written or read twice ------------------------------------------------
@@ -173,6 +262,62 @@ def test_a_clean_value_is_not_written_again(make, nbytes, mapped):
     assert placed(data) == (set(), {"x"})
     assert data.stats().written_nbytes == written
     assert nbytes <= data.spilled_total.memory < nbytes + KB
+
+
+def test_a_value_that_has_two_keys_is_written_once(make):
+    data = make(10_000 * KB)
+    data["x"] = array_of(2000 * KB)
+    data.evict()
+    data["y"] = data["x"]
+    written = data.stats().written_nbytes
+
+    while data.fast:
+        data.evict()
+
+    assert data.stats().written_nbytes == written
+    del data["x"]
+    assert (data["y"] == array_of(2000 * KB)).all()
+    assert data.verify() == []
+
+
+def test_the_first_of_two_keys_to_leave_is_written(make):
+    data = make(10_000 * KB)
+    data["x"] = data["y"] = array_of(2000 * KB)
+
+    while data.fast:
+        data.evict()
+
+    assert data.stats().written_nbytes < 2100 * KB
+    assert (data["x"] == data["y"]).all()
+
+
+def test_a_value_of_two_keys_that_was_changed_is_written_for_both(make):
+    data = make(10_000 * KB)
+    data["x"] = array_of(2000 * KB)
+    data.evict()
+    data["y"] = value = data["x"]
+    value[100_000] = 7
+    del value
+
+    while data.fast:
+        data.evict()
+
+    assert data["x"][100_000] == data["y"][100_000] == 7
+
+
+def test_keys_of_values_that_went_are_not_taken_for_those_of_others(make):
+    data = make(100_000 * KB)
+    for i in range(300):
+        data[i] = array_of(1100 * KB, i)
+        del data[i]
+        data["kept", i % 5] = array_of(1100 * KB, i)
+
+    while data.fast:
+        data.evict()
+
+    for i in range(295, 300):
+        assert (data["kept", i % 5] == array_of(1100 * KB, i)).all()
+    assert len(data._twins._keys) < 100
 
 
 def test_a_value_that_was_changed_in_place_is_written_again(make):
@@ -253,6 +398,23 @@ def test_only_types_that_take_weak_references_are_remembered(make, kind, same):
     value = data["x"] = kind()
     data.evict()
 
+    assert (data["x"] is value) == same
+
+
+@pytest.mark.parametrize(("kind", "same"), [(Referable, True), (Numbered, False)])
+def test_a_value_that_was_read_is_remembered_for_as_long_as_it_is_held(
+    make, kind, same
+):
+    data = make()
+    first = data["x"] = kind()
+    data.evict()
+    number = first.id
+    del first
+
+    value = data["x"]
+    data.evict()
+
+    assert value.id != number
     assert (data["x"] is value) == same
 
 
@@ -371,15 +533,20 @@ class Bad:
     def __getstate__(self):
         raise ValueError("not me")
 
-    def __chest_nbytes__(self):
+    def __sizeof__(self):
         return self.nbytes
 
 
 def test_a_large_value_that_cannot_be_pickled_is_refused_and_forgotten(make, caplog):
     data = make(100 * KB)
 
-    with pytest.raises(TypeError, match="Failed to pickle 'x'"):
+    with pytest.raises(TypeError, match="Failed to pickle 'x'") as raised:
         data["x"] = Bad(200 * KB)
+
+    causes = [raised.value]
+    while causes[-1].__cause__:
+        causes.append(causes[-1].__cause__)
+    assert str(causes[-1]) == "not me"
 
     assert placed(data) == (set(), set())
     assert not caplog.records
@@ -413,6 +580,18 @@ def test_a_small_value_that_cannot_be_pickled_may_be_the_one_that_is_set(make, c
     assert "Failed to pickle 'bad'" in caplog.text
 
 
+def test_what_was_just_set_does_not_leave_for_one_that_cannot_be_pickled(make, caplog):
+    data = make(100 * KB, policy="lru")
+    data["bad"] = Bad(60 * KB)
+
+    data["x"] = array_of(50 * KB)
+    assert placed(data) == ({"bad", "x"}, set())
+    data["y"] = array_of(60 * KB, 1)
+
+    assert placed(data) == ({"bad", "y"}, {"x"})
+    assert data.evict() == 60 * KB
+
+
 def test_evict_goes_on_with_others_where_one_cannot_be_pickled(make, caplog):
     data = make()
     data["bad"], data["x"] = Bad(60 * KB), array_of(50 * KB)
@@ -439,6 +618,25 @@ def test_a_full_disk_keeps_all_values_in_memory(make, caplog, monkeypatch):
     assert data.evict() == 200 * KB
 
 
+def test_where_it_must_not_write_values_stay_in_memory(make, caplog, monkeypatch):
+    data = make(100 * KB, policy="lru")
+    data["there"] = array_of(200 * KB)
+
+    def refuse(*_: object, **__: object) -> int:
+        raise PermissionError(13, "Permission denied")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("chest.system.write_all", refuse)
+        data["large"] = array_of(200 * KB)
+        assert placed(data) == ({"large"}, {"there"})
+        del data["large"]
+        data["x"] = array_of(60 * KB)
+        data["y"] = array_of(60 * KB)
+
+    assert placed(data) == ({"x", "y"}, {"there"})
+    assert "Spill to disk failed; keeping data in memory" in caplog.text
+
+
 def test_evict_never_raises(make, caplog, monkeypatch):
     data = make()
     data["x"] = 1
@@ -462,6 +660,23 @@ def test_max_spill_keeps_values_in_memory(make, caplog):
     assert len(data.slow) == 2
 
 
+def test_what_is_set_anew_beyond_max_spill_stays_and_makes_room_for_others(
+    make, caplog
+):
+    data = make(100 * KB, max_spill=250 * KB, policy="lru")
+    data["a"] = array_of(200 * KB)
+    data["b"], data["c"] = array_of(60 * KB), array_of(60 * KB, 1)
+    assert placed(data) == ({"b", "c"}, {"a"})
+
+    data["a"] = array_of(300 * KB)
+
+    assert placed(data) == ({"a"}, {"b", "c"})
+    data["a"] = array_of(310 * KB)
+    assert placed(data) == ({"a"}, {"b", "c"})
+    messages = [record.getMessage() for record in caplog.records]
+    assert set(messages) == {module.FULL}
+
+
 # -- figures --------------------------------------------------------------------------
 
 
@@ -480,6 +695,31 @@ def test_the_sums_of_reads_and_writes_grow(make):
     assert all(sums[label, "bytes"] >= 8000 for label in labels)
     assert ("memory-read", "seconds") not in sums
     assert sums["disk-read", "seconds"] > 0
+
+
+def test_the_sums_are_those_of_the_files(make):
+    data = make(100 * KB, policy="lru")
+    data["a"] = array_of(60 * KB)
+    data["b"] = b""
+    del data["b"]
+    data["a"]  # from memory
+    data["c"] = array_of(70 * KB, 1)  # a goes
+    data.evict()  # c goes
+    data["d"] = array_of(200 * KB, 2)  # it goes at once
+    files = {key: os.path.getsize(data.key_to_filename(key)) for key in "acd"}
+    data["c"], data["d"]  # from disk
+
+    assert placed(data) == ({"c"}, {"a", "d"})
+    sums = data.cumulative_metrics
+    assert {each: sums[each] for each in sums if each[1] != "seconds"} == {
+        ("memory-read", "count"): 1,
+        ("memory-read", "bytes"): 60 * KB,
+        ("disk-write", "count"): 3,
+        ("disk-write", "bytes"): sum(files.values()),
+        ("disk-read", "count"): 2,
+        ("disk-read", "bytes"): files["c"] + files["d"],
+    }
+    assert all(value > 0 for value in sums.values())
 
 
 def test_the_sums_reach_what_the_worker_is_doing_just_now(make):
@@ -504,6 +744,38 @@ def test_memory_is_given_back_to_the_system_when_distributed_evicts(make, monkey
     assert calls == []
     data.evict()
     assert calls == [1]
+
+
+class Measured:
+    """A value of which only dask knows how large it is."""
+
+
+def test_a_size_that_dask_was_told_counts(make, monkeypatch):
+    from dask.sizeof import sizeof
+
+    from chest.sizing import walk
+
+    monkeypatch.setattr(walk, "_REGISTERED", {})
+    monkeypatch.setattr(sizeof, "_lookup", sizeof._lookup | {Measured: len})
+    sizeof.register(Measured, lambda value: 5_000_000)
+    data = make(10_000 * KB)
+
+    data["x"], data["y"] = Measured(), array_of(100 * KB)
+
+    assert data.memory_usage == 5100 * KB
+    assert data.evict() == 5000 * KB
+    assert list(data.slow) == ["x"]
+    walk._HANDLERS.clear()
+
+
+@pytest.mark.parametrize(("codec", "most"), [(None, 21 * KB), ("zstd", 1 * KB)])
+def test_files_can_be_compressed(make, codec, most):
+    data = make(1, compression=codec)
+
+    data["x"] = "x" * 20 * KB
+
+    assert data.spilled_total.disk < most
+    assert data["x"] == "x" * 20 * KB
 
 
 # -- the process ----------------------------------------------------------------------

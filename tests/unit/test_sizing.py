@@ -364,6 +364,28 @@ def test_a_value_may_tell_its_own_size():
     assert nbytes([Remote()]) > 12345
 
 
+class Told:
+    """It says a size of its choice, and holds something."""
+
+    def __init__(self, told, held):
+        self.told, self.held = told, held
+
+    def __sizeof__(self):
+        return self.told
+
+
+def test_a_value_is_no_smaller_than_its_own_sizeof_says():
+    held = np.zeros(1000)
+
+    assert nbytes(Told(10**11, held)) == sys.getsizeof(Told(10**11, held))
+    assert measure(Told(10**11, held))[1] == measure(held)[1]
+
+
+@pytest.mark.parametrize("told", [0, 16, -1, 10**30, None, "9"])
+def test_a_value_is_no_smaller_than_what_it_holds(told):
+    assert 8000 < nbytes(Told(told, np.zeros(1000))) < 9000
+
+
 @pytest.mark.usefixtures("fresh_registry")
 def test_a_registered_function_tells_the_size_of_a_type_and_its_subclasses():
     class Sub(Point):
