@@ -130,8 +130,9 @@ class Engine(Packing):
         try:
             self._publish(written)
         except errors.ChestError as error:
-            self._spill.discard(result for _, result in written)
             failed += [(slot, error) for slot, _ in written]
+        finally:
+            self._spill.discard(result for _, result in written)  # if not published
         return failed
 
     def _publish(self, written: Sequence[tuple[Slot, Written]]) -> None:
@@ -282,7 +283,7 @@ class Engine(Packing):
     ) -> Any:
         """Take a value that was read into memory, unless it is too large or too late."""
         memory = self._memory
-        with self.lock:
+        with self.lock, self._whole():
             if key in self._values:
                 return self._values[key]  # another thread was quicker: one for all
             if not same(self._manifest.index.get(key), entry):
@@ -324,6 +325,9 @@ class Engine(Packing):
                 slot.dirty, slot.entry = False, entry
                 if slot.nbytes > memory.budget:
                     memory.drop(slot)
+        except BaseException as error:
+            self._cut_short(error)
+            raise
         finally:
             self._unlock()
         if memory.used > memory.budget:

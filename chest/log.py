@@ -92,12 +92,24 @@ class LogFile:
             system.pwrite_all(self._fd, line, end)
             if self.sync:
                 system.sync_file(self._fd)
+            self._position = end + len(line)
         except OSError as error:
             self._take_back(end)
             self._suspect = self.sync
             raise self._refused(error, "could not be written to") from error
-        self._position = end + len(line)
+        except BaseException:  # Ctrl-C
+            if system.read_all(self._fd, end, len(line)) == line:
+                self._position = end + len(line)  # others may have read it
+                self._announce()
+            else:
+                self._take_back(end)
+            raise
         self._announce()
+
+    @property
+    def written(self) -> int:
+        """Bytes of the log, as far as they were read or published here."""
+        return self._position
 
     def _announce(self) -> None:
         """Let pollers see that the log grew."""
@@ -135,8 +147,9 @@ class LogFile:
 
     def _unlock(self) -> None:
         """Give the lock back, and work off what waited for it."""
-        self._depth = 0
+        # In this order: who is interrupted before gives it back once more.
         locks.flock(self._home.lock_fd, locks.FREE)
+        self._depth = 0
         if lifetime.postponed:
             lifetime.work_off()
 
@@ -148,8 +161,13 @@ class LogFile:
                 self._depth = 1
                 return
             got = self._home.lock(self.timeout)
+            self._depth = int(got)
         except OSError as error:
             raise self._refused(error, "could not be locked") from error
+        except BaseException:  # Ctrl-C: nobody knows that we have it, if we do
+            if self._home.lock_fd >= 0:
+                self._unlock()
+            raise
         if not got:
             msg = (
                 f"{self._home.path} is locked by {self._home.holder()}; waited "
@@ -159,7 +177,6 @@ class LogFile:
                 msg,
                 path=self._home.path,
             )
-        self._depth = 1
 
     def _refused(self, error: OSError, what: str) -> errors.StoreError:
         return folder.refused(error, self.path, what)

@@ -185,8 +185,8 @@ class Manifest(LogFile):
         if self._depth:
             self._depth += 1
             return
-        self._lock()
         try:
+            self._lock()
             # As mostly: nobody has said, or written, anything since. The file's end is
             # asked for because a writer may have died between its record and its word.
             if (
@@ -210,6 +210,11 @@ class Manifest(LogFile):
         elif self._depth:
             self._depth -= 1
         # Else in a child that was forked meanwhile: the lock is the parent's.
+
+    def free(self) -> None:
+        """End what Ctrl-C has kept from ending; nobody is within `exclusive`."""
+        if self._depth:
+            self._unlock()
 
     def append(
         self,
@@ -241,14 +246,18 @@ class Manifest(LogFile):
             for entry in entries:
                 entry.generation = 0  # implied by the place in the log
         record = entries[0] if len(entries) == 1 else entries
-        self._write(self._lines.line(record, number))
-        self.generation = number
-        for entry in entries:
-            entry.generation = entry.generation or number
-        for key, entry in pairs:
-            self.index.apply(key, entry)
-        if batch is not None:
-            self.index.apply_batch(batch, named, dead_places(batch.record), live)
+        try:
+            self._write(self._lines.line(record, number))
+            self.generation = number
+            for entry in entries:
+                entry.generation = entry.generation or number
+            for key, entry in pairs:
+                self.index.apply(key, entry)
+            if batch is not None:
+                self.index.apply_batch(batch, named, dead_places(batch.record), live)
+        except BaseException as error:
+            self._cut_short(error)
+            raise
 
     def end(self, texts: Sequence[bytes], live: Mapping[Hashable, AnyEntry]) -> None:
         """Publish that all keys of *live* are gone, as `append` does.
@@ -256,26 +265,43 @@ class Manifest(LogFile):
         *live* has their entries, *texts* are their JSON texts, in the same order.
         """
         number = self.generation + 1
-        self._write(self._lines.ending(texts, number))
-        self.generation = number
-        self.index.end_many([*live], live)
+        try:
+            self._write(self._lines.ending(texts, number))
+            self.generation = number
+            self.index.end_many([*live], live)
+        except BaseException as error:
+            self._cut_short(error)
+            raise
 
     def append_one(self, key: Hashable, entry: Entry, old: AnyEntry | None) -> None:
         """`append` of one entry in the place of *old*, the live one of *key*."""
         # What is published one by one goes this way, so each call counts.
         number = self.generation + 1
-        self._write(self._lines.line(entry, number))
-        self.generation = number
-        if not entry.generation:
-            entry.generation = number
-        self.index.change(key, entry, old)
+        try:
+            self._write(self._lines.line(entry, number))
+            self.generation = number
+            if not entry.generation:
+                entry.generation = number
+            self.index.change(key, entry, old)
+        except BaseException as error:
+            self._cut_short(error)
+            raise
 
     def end_one(self, key: Hashable, text: bytes, old: AnyEntry) -> None:
         """`end` of one key, whose entry is *old*."""
         number = self.generation + 1
-        self._write(self._lines.ending([text], number))
-        self.generation = number
-        self.index.end(key, old)
+        try:
+            self._write(self._lines.ending([text], number))
+            self.generation = number
+            self.index.end(key, old)
+        except BaseException as error:
+            self._cut_short(error)
+            raise
+
+    def _cut_short(self, error: BaseException) -> None:
+        """A record may be written and not be known; unless the disk refused it."""
+        if not isinstance(error, errors.StoreError):
+            self.doubt()
 
     @property
     def wasteful(self) -> bool:
@@ -323,7 +349,9 @@ class Manifest(LogFile):
             self._set_word(MOVED)  # before the rename: nobody may miss it (M4)
         try:
             rewrite.place(sync=self.sync)
-        except BaseException:
+        except Exception:
+            # Not after Ctrl-C: the new file may have its name already, and who looks
+            # finds out.
             if not rewrite.placed:
                 self._announce()
             raise
