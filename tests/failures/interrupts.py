@@ -23,6 +23,11 @@ PACKAGE = os.path.dirname(chest.__file__)
 UNSEEN = (
     "try:",
     "with self.lock",
+    "with self._mutex",
+    "with self._leased(item)",
+    "self._mutex,",
+    "self._door as state,",
+    "locks.flock(self._handle._home.lock_fd, locks.FREE)",
     "with self._publishing()",
     "manifest, depth = self._manifest, 0",
     "self._end(lock)",

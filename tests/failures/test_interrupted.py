@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from chest import Chest, errors
+from chest import Chest, DurableQueue, errors
 from tests.failures import faults, scenes
 from tests.failures.interrupts import Lines, close_left, interrupted
 
@@ -250,3 +252,64 @@ def test_ctrl_c_at_each_line_does(name: str, stored: Path, tmp_path: Path) -> No
     at = 1
     while interrupt_at(name, at, stored, path).where:
         at += 1
+
+
+LARGE = "x" * 100_000
+Items = list[Any]
+
+
+def take_all(q: DurableQueue) -> Items:
+    return [q.get_nowait() for _ in range(q.qsize())]
+
+
+QUEUE_OPERATIONS: dict[str, tuple[Callable[[DurableQueue], object], list[Items]]] = {
+    # What may be in the queue then, which began with two items.
+    "put": (lambda q: q.put(3), [[1, LARGE], [1, LARGE, 3]]),
+    "put a large one": (lambda q: q.put(LARGE), [[1, LARGE], [1, LARGE, LARGE]]),
+    "put many": (
+        lambda q: q.put_many([3, LARGE]),
+        [[1, LARGE], [1, LARGE, 3, LARGE]],
+    ),
+    "get": (lambda q: q.get(), [[1, LARGE], [LARGE]]),
+    "get two": (lambda q: (q.get(), q.get()), [[1, LARGE], [LARGE], []]),
+    "lease and ack": (lambda q: q.ack(q.get()), [[1, LARGE], [LARGE]]),
+    "lease and nack": (lambda q: q.nack(q.get()), [[1, LARGE]]),
+    "size": (lambda q: q.qsize(), [[1, LARGE]]),
+}
+
+
+def interrupt_queue_at(name: str, at: int, path: Path) -> Lines:
+    """As `interrupt_at`, for a queue."""
+    step, states = QUEUE_OPERATIONS[name]
+    leased = "lease" in name
+    lines = Lines(at)
+    q = DurableQueue(path, lease=60 if leased else None)
+    q.put_many([1, LARGE])
+    with interrupted(lines):
+        step(q)
+    where = lines.where
+    with DurableQueue(path, timeout=0) as other:
+        other.put("more")
+        assert q.qsize() == other.qsize(), where
+    if leased:  # what the handle had comes back
+        q.close()
+        q = DurableQueue(path)
+    assert take_all(q) in [[*state, "more"] for state in states], where
+    q.put(LARGE)
+    assert q.get() == LARGE
+    q.close()
+    close_left(path)
+    with DurableQueue(path) as q:
+        names = {*os.listdir(q.path)} - {"state", "leases-0", "leases-1"}
+        assert not {each for each in names if each.startswith((".tmp", "value"))}, where
+        q.drop()
+    return lines
+
+
+@pytest.mark.parametrize("name", QUEUE_OPERATIONS)
+def test_ctrl_c_at_any_line_of_a_queue_costs_at_most_the_item_that_was_being_taken(
+    name: str, tmp_path: Path
+) -> None:
+    count = interrupt_queue_at(name, 0, tmp_path).count
+    for at in range(1, count, max(1, count // 40)):
+        interrupt_queue_at(name, at, tmp_path)
