@@ -161,6 +161,9 @@ class Atomic(Bulk):
                     names = self._accept([new])
                 finally:
                     self._spill.discard([new.written])
+        except BaseException as error:
+            self._cut_short(error)
+            raise
         finally:
             self._end(lock)
         if data is None or names:
@@ -272,6 +275,9 @@ class Atomic(Bulk):
             if allowed is not None and not allowed(old):
                 return False
             names = self._publish_small(key, value, weight, data, old, options, expires)
+        except BaseException as error:
+            self._cut_short(error)
+            raise
         finally:
             self._end(lock)
         if names:
@@ -529,14 +535,22 @@ class Atomic(Bulk):
             key, entry, _ = each.written
             ends = key in ended
             entry.birth = self._next_birth() if ends else self._birth_of(key)
-        replaced = self._spill.publish([each.written for each in new], gone=gone)
-        self._forget_slots(gone)
-        for each in new:
-            key, entry, _ = each.written
-            known = self._slots.get(key)
-            value, weight = each.value, each.weight
-            self._memory.put_clean(key, value, weight, entry, known, each.options)
-            self._fresh.pop(key, None)
+        before = self._manifest.written
+        try:
+            replaced = self._spill.publish([each.written for each in new], gone=gone)
+            self._forget_slots(gone)
+            for each in new:
+                key, entry, _ = each.written
+                known = self._slots.get(key)
+                value, weight = each.value, each.weight
+                self._memory.put_clean(key, value, weight, entry, known, each.options)
+                self._fresh.pop(key, None)
+        except BaseException:
+            if self._manifest.written != before:
+                # Published: what is in memory must not be published after it.
+                self._memory.mend()
+                self._forget_slots([*gone, *(each.written.key for each in new)])
+            raise
         return replaced
 
     def _after(self, replaced: Iterable[str]) -> None:
@@ -569,6 +583,9 @@ class Atomic(Bulk):
             elif entry is None or not same(self._manifest.index.get(key), entry):
                 return False
             names = self._remove(key)
+        except BaseException as error:
+            self._cut_short(error)
+            raise
         finally:
             self._end(lock)
         if names:

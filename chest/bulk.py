@@ -71,8 +71,16 @@ class Bulk(Upkeep):
         if unpublished:
             published = [key for key in wanted if key not in fresh]
         live = self._manifest.index.find_many(published)
-        names = self._spill.remove(live)
-        self._forget_slots([*live, *unpublished])
+        before, gone = self._manifest.written, [*live, *unpublished]
+        try:
+            names = self._spill.remove(live)
+            self._forget_slots(gone)
+        except BaseException:
+            if self._manifest.written != before:
+                # Published: what is in memory must not be published after it.
+                self._memory.mend()
+                self._forget_slots(gone)
+            raise
         return len(live) + len(unpublished), names
 
     def _fetch_together(self, wanted: Sequence[Hashable]) -> None:

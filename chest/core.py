@@ -277,10 +277,8 @@ class Chest(Arrays, Atomic):
         try:
             if self._closed:  # by another thread, since the look above
                 self._refuse()
-            if key in self._values:
+            if key in self._values or self._manifest.index.has(key):
                 memory.put(key, value, plain, buffers, self._slots.get(key))
-            elif self._manifest.index.has(key):
-                memory.put(key, value, plain, buffers)
             elif buffers is None:
                 # What the memory tier calls bare: all that is done for a new small value.
                 if memory.touched:
@@ -291,6 +289,9 @@ class Chest(Arrays, Atomic):
             else:
                 memory.put(key, value, plain, buffers)
                 memory.fresh[key] = None
+        except BaseException as error:
+            self._cut_short(error)
+            raise
         finally:
             self._unlock()
         if memory.used > memory.budget:
@@ -364,7 +365,7 @@ class Chest(Arrays, Atomic):
             keys.encode(key)  # a key that cannot be written is refused here, not later
         weight = weigh(value)
         memory = self._memory
-        with self.lock:
+        with self.lock, self._whole():
             self._check_open()
             known, entry = self._slots.get(key), self._manifest.index.get(key)
             slot = memory.put(key, value, *weight, known, options)
@@ -383,6 +384,9 @@ class Chest(Arrays, Atomic):
         lock = self._begin()
         try:
             names = self._remove(key)
+        except BaseException as error:
+            self._cut_short(error)
+            raise
         finally:
             self._end(lock)
         if names:
@@ -421,9 +425,15 @@ class Chest(Arrays, Atomic):
         """Remove all keys for everyone, at once."""
         with self._publishing():
             index = self._manifest.index
-            names = self._spill.remove_all() if len(index) or index.expired else []
-            self._memory.clear()
-            self._fresh.clear()
+            names, before = list[str](), self._manifest.written
+            try:
+                if len(index) or index.expired:
+                    names = self._spill.remove_all()
+                self._memory.clear()
+            except BaseException:
+                if self._manifest.written != before:
+                    self._memory.clear()  # published: it must not come back
+                raise
         self._spill.delete(names)
 
     def _adopts(self, other: Any, *, overwrite: bool) -> bool:

@@ -129,8 +129,9 @@ class Engine(Packing):
         try:
             self._publish(written)
         except errors.ChestError as error:
-            self._spill.discard(result for _, result in written)
             failed += [(slot, error) for slot, _ in written]
+        finally:
+            self._spill.discard(result for _, result in written)  # if not published
         return failed
 
     def _publish(self, written: Sequence[tuple[Slot, Written]]) -> None:
@@ -208,7 +209,9 @@ class Engine(Packing):
 
     # -- from disk to memory -----------------------------------------------------------
 
-    def _load(self, key: Hashable, entry: AnyEntry, index: Index, records: int) -> Any:
+    def _load(  # noqa: C901, PLR0912 - a call more for each part would cost a tenth
+        self, key: Hashable, entry: AnyEntry, index: Index, records: int
+    ) -> Any:
         """The value of a key that is not in memory.
 
         *entry* was found in *index*, which had seen so many *records*.
@@ -248,6 +251,9 @@ class Engine(Packing):
                 memory.used += plain
             else:
                 memory.put_clean(key, value, (plain, buffers), entry, None, PICKLED)
+        except BaseException as error:
+            self._cut_short(error)
+            raise
         finally:
             self._unlock()
         if memory.used > memory.budget:
@@ -309,7 +315,7 @@ class Engine(Packing):
     ) -> Any:
         """Take a value that was read into memory, unless it is too large or too late."""
         memory = self._memory
-        with self.lock:
+        with self.lock, self._whole():
             if key in self._values:
                 return self._values[key]  # another thread was quicker: one for all
             if not same(self._manifest.index.get(key), entry):

@@ -286,7 +286,8 @@ def _encode_text(key: str) -> Json:
     try:
         key.encode()
     except UnicodeEncodeError:
-        return {"text": _base64(key.encode("utf-16-le", "surrogatepass"))}
+        # Not as UTF-16, where two of them that follow one another are another text.
+        return {"text": _base64(key.encode("utf-8", "surrogatepass"))}
     return key
 
 
@@ -361,7 +362,5 @@ _DECODERS: dict[str, Callable[[Any], Hashable]] = {
     "float": float,
     "fraction": Fraction,
     "int": lambda content: int(content, 16),
-    "text": lambda content: base64.b64decode(content).decode(
-        "utf-16-le", "surrogatepass"
-    ),
+    "text": lambda content: base64.b64decode(content).decode("utf-8", "surrogatepass"),
 }

@@ -15,10 +15,11 @@ C2  A clean value equals the entry that its slot carries, or when it is bare (se
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import threading
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from typing import Any
 
 from chest import expiry
@@ -30,6 +31,8 @@ from chest.log import NO_WORD
 from chest.memory import MemoryTier, Slot, Slots
 from chest.opening import open_tier, temporary_folder
 from chest.settings import Settings, absolute, nothing
+
+LEVELS = 1 << 30  # more than the locks are ever taken within one another
 
 __all__ = ["Changed", "Ledger", "Publishing", "generation"]
 
@@ -178,18 +181,38 @@ class Ledger(Keeper):
             if entry is None and key in fresh:
                 continue
             slot = self._slots[key]
+            if entry is None and slot.dirty:
+                self._revive(slot)
+            else:
+                fresh.pop(key, None)
             if slot.dirty:
-                # Set here, published there: whoever publishes last wins, as documented.
-                if entry is None:
-                    self._revive(slot)
-                else:
-                    fresh.pop(key, None)
-            elif entry is None or generation(entry) != generation(slot.entry):
+                continue  # whoever publishes last wins, as documented
+            if entry is None or generation(entry) != generation(slot.entry):
                 memory.drop(slot)
             else:
                 slot.entry = entry  # the same value, perhaps in another file
         # Last: who is interrupted has to do it again.
         manifest.changed, manifest.reloaded = set(), False
+
+    def _cut_short(self, error: BaseException) -> None:
+        """Make good what an operation left that was ended half-way, as by Ctrl-C.
+
+        Locks held, or the chest's own.
+        """
+        if not isinstance(error, Exception) or isinstance(error, MemoryError):
+            self._memory.mend()
+            # Memory is compared with all that exists, before the next step.
+            self._manifest.doubt()
+            self._seen = NO_WORD
+
+    @contextlib.contextmanager
+    def _whole(self) -> Iterator[None]:
+        """A block that changes what is in memory. Lock held."""
+        try:
+            yield
+        except BaseException as error:
+            self._cut_short(error)
+            raise
 
     def _watch(self) -> None:
         """Note what a look compares: what was published, and the next deadline."""
@@ -228,33 +251,40 @@ class Ledger(Keeper):
 
         Returns what `_end` needs: a fork meanwhile gives the child another lock.
         """
-        lock = self.lock
+        lock, manifest = self.lock, self._manifest
+        depth = LEVELS
+        is_stale = manifest._depth and not lock._is_owned()  # type: ignore[attr-defined]
         lock.acquire()
         try:
+            if is_stale:  # else whoever had it has given it back meanwhile
+                manifest.free()
+            depth = manifest._depth
             if self._closed:
                 self._refuse()
-            manifest = self._manifest
             manifest.enter()
             if manifest.changed or manifest.reloaded or manifest.index.due != NEVER:
-                try:
-                    self._absorb()
-                except BaseException:
-                    manifest.leave()
-                    raise
+                self._absorb()
+            return lock
         except BaseException:
+            if manifest._depth > depth:
+                manifest.leave()
             self._seen = NO_WORD  # not all may be seen that was read
             lock.release()
             raise
-        return lock
 
     def _end(self, lock: threading.RLock) -> None:
         """Let go of what `_begin` took."""
-        manifest = self._manifest
+        manifest, depth = self._manifest, 0
         try:
+            depth = manifest._depth
             self._seen = manifest.seen
             if manifest.index.due != NEVER or self._word is not manifest.word:
                 self._watch()
             manifest.leave()
+        except BaseException:
+            if manifest._depth >= depth:
+                manifest.leave()
+            raise
         finally:
             lock.release()
 
@@ -356,8 +386,12 @@ class Publishing:
     def __enter__(self) -> None:
         self._lock = self._ledger._begin()
 
-    def __exit__(self, *exception: object) -> None:
-        self._ledger._end(self._lock)
+    def __exit__(self, kind: object, error: BaseException | None, _: object) -> None:
+        try:
+            if error is not None:
+                self._ledger._cut_short(error)
+        finally:
+            self._ledger._end(self._lock)
 
 
 class Changed:

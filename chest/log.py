@@ -91,10 +91,10 @@ class LogFile:
         finally:
             self._unlock()
 
-    def _write(self, line: bytes) -> tuple[int, int]:
+    def _write(self, line: bytes) -> int:
         """Write a record at the end of the log, and say so; or nothing of it is left.
 
-        Returns what `_position` and `seen` have to be once the record is applied.
+        Returns the word that says so.
         """
         # Each publication comes here: calls are few, and spelled out.
         end, size = self._position, len(line)
@@ -104,17 +104,29 @@ class LogFile:
                 system.pwrite_all(self._fd, line[done:], end + done)
             if self.sync:
                 system.sync_file(self._fd)
+            self._position = end + size
         except OSError as error:
             self._take_back(end)
             self._suspect = self.sync
             raise self._refused(error, "could not be written to") from error
-        end += size
+        except BaseException:  # Ctrl-C
+            if system.read_all(self._fd, end, size) == line:
+                self._position = end + size  # others may have read it
+                self._announce()
+            else:
+                self._take_back(end)
+            raise
         word = self.word
         if type(word) is not memoryview:
-            return end, end
-        length = (end & 0xFFFFFFFF).to_bytes(4, "big")
+            return end + size
+        length = ((end + size) & 0xFFFFFFFF).to_bytes(4, "big")
         word[1] = seen = _integer(hexlify(length), "little")
-        return end, seen
+        return seen
+
+    @property
+    def written(self) -> int:
+        """Bytes of the log, as far as they were read or published here."""
+        return self._position
 
     def _at_position(self) -> int:
         """What the word is while the log ends where it was read to."""
@@ -156,8 +168,9 @@ class LogFile:
 
     def _unlock(self) -> None:
         """Give the lock back, and work off what waited for it."""
-        self._depth = 0
+        # In this order: who is interrupted before gives it back once more.
         locks.flock(self._home.lock_fd, locks.FREE)
+        self._depth = 0
         if lifetime.postponed:
             lifetime.work_off()
 
@@ -169,8 +182,13 @@ class LogFile:
                 self._depth = 1
                 return
             got = self._home.lock(self.timeout)
+            self._depth = int(got)
         except OSError as error:
             raise self._refused(error, "could not be locked") from error
+        except BaseException:  # Ctrl-C: nobody knows that we have it, if we do
+            if self._home.lock_fd >= 0:
+                self._unlock()
+            raise
         if not got:
             msg = (
                 f"{self._home.path} is locked by {self._home.holder()}; waited "
@@ -180,7 +198,6 @@ class LogFile:
                 msg,
                 path=self._home.path,
             )
-        self._depth = 1
 
     def _refused(self, error: OSError, what: str) -> errors.StoreError:
         return folder.refused(error, self.path, what)

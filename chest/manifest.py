@@ -203,14 +203,20 @@ class Manifest(Tail):
     def leave(self) -> None:
         """End what `enter` began."""
         if self._depth == 1:
-            self._depth = 0
+            # In this order: who is interrupted before gives it back once more.
             locks.flock(self._home.lock_fd, locks.FREE)
+            self._depth = 0
             if lifetime.postponed:
                 lifetime.work_off()
         elif self._depth:
             self._depth -= 1
         # Else it was given back by `append_one`; or in a child that was forked meanwhile,
         # where it is the parent's.
+
+    def free(self) -> None:
+        """End what Ctrl-C has kept from ending; nobody is within `exclusive`."""
+        if self._depth:
+            self._unlock()
 
     def append(
         self,
@@ -242,17 +248,17 @@ class Manifest(Tail):
             for entry in entries:
                 entry.generation = 0  # implied by the place in the log
         record = entries[0] if len(entries) == 1 else entries
-        wrote = self._write(self._lines.line(record, number))
         try:
+            seen = self._write(self._lines.line(record, number))
             for entry in entries:
                 entry.generation = entry.generation or number
             for key, entry in pairs:
                 self.index.apply(key, entry)
             if batch is not None:
                 self.index.apply_batch(batch, named, dead_places(batch.record), live)
-            self.generation, (self._position, self.seen) = number, wrote
-        except BaseException:  # Ctrl-C
-            self.doubt()
+            self.generation, self.seen = number, seen
+        except BaseException as error:
+            self._cut_short(error)
             raise
 
     def end(self, texts: Sequence[bytes], live: Mapping[Hashable, AnyEntry]) -> None:
@@ -261,12 +267,12 @@ class Manifest(Tail):
         *live* has their entries, *texts* are their JSON texts, in the same order.
         """
         number = self.generation + 1
-        wrote = self._write(self._lines.ending(texts, number))
         try:
+            seen = self._write(self._lines.ending(texts, number))
             self.index.end_many([*live], live)
-            self.generation, (self._position, self.seen) = number, wrote
-        except BaseException:  # Ctrl-C
-            self.doubt()
+            self.generation, self.seen = number, seen
+        except BaseException as error:
+            self._cut_short(error)
             raise
 
     def append_one(
@@ -279,14 +285,14 @@ class Manifest(Tail):
         """
         # What is published one by one goes this way, so each call counts.
         number = self.generation + 1
-        wrote = self._write(self._lines.line(entry, number))
         try:
+            seen = self._write(self._lines.line(entry, number))
             if not entry.generation:
                 entry.generation = number
             self.index.change(key, entry, old)
-            self.generation, (self._position, self.seen) = number, wrote
-        except BaseException:  # Ctrl-C
-            self.doubt()
+            self.generation, self.seen = number, seen
+        except BaseException as error:
+            self._cut_short(error)
             raise
         if last and self._depth == 1:
             self.leave()
@@ -294,13 +300,18 @@ class Manifest(Tail):
     def end_one(self, key: Hashable, text: bytes, old: AnyEntry) -> None:
         """`end` of one key, whose entry is *old*."""
         number = self.generation + 1
-        wrote = self._write(self._lines.ending([text], number))
         try:
+            seen = self._write(self._lines.ending([text], number))
             self.index.end(key, old)
-            self.generation, (self._position, self.seen) = number, wrote
-        except BaseException:  # Ctrl-C
-            self.doubt()
+            self.generation, self.seen = number, seen
+        except BaseException as error:
+            self._cut_short(error)
             raise
+
+    def _cut_short(self, error: BaseException) -> None:
+        """A record may be written and not be known; unless the disk refused it."""
+        if not isinstance(error, errors.StoreError):
+            self.doubt()
 
     @property
     def wasteful(self) -> bool:
@@ -348,7 +359,9 @@ class Manifest(Tail):
             self._set_word(MOVED)  # before the rename: nobody may miss it (M4)
         try:
             rewrite.place(sync=self.sync)
-        except BaseException:
+        except Exception:
+            # Not after Ctrl-C: the new file may have its name already, and who looks
+            # finds out.
             if not rewrite.placed:
                 self._announce()
             raise

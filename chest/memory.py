@@ -285,6 +285,7 @@ class MemoryTier:
                 continue
             del known[slot.key], values[slot.key]
             self._release(slot)
+        self._none_left()
 
     def drop_bare(self, gone: Iterable[Hashable] | None = None) -> None:
         """Let go of bare values: those of the keys *gone*, or all that are not fresh."""
@@ -302,6 +303,27 @@ class MemoryTier:
         for listed in (self.newest, self.uses, self.touched):
             listed.clear()
         self.used = self._slotted = 0
+        self.changes += 1
+
+    def mend(self) -> None:
+        """Bring together what belongs together, after a change that was cut short."""
+        self.note()
+        for held in (self.slots, self.fresh):
+            for key in [key for key in held if key not in self.values]:
+                del held[key]
+        self._buffers.clear()
+        self.used = self._slotted = 0
+        for key, old in [*self.slots.items()]:
+            # New ones: who knows whether the policy has the old.
+            self.slots[key] = new = msgspec.structs.replace(
+                old, alive=True, offered=False
+            )
+            old.alive = False
+            self._count_bytes(new.plain)
+            self._share(new.buffers or {})
+        bare = (value for key, value in self.values.items() if key not in self.slots)
+        self.used += sum(map(_getsizeof, bare))
+        self.uses = [*self.values]
         self.changes += 1
 
     def victims(self, goal: int | None = None) -> tuple[list[Slot], int]:
@@ -406,15 +428,22 @@ class MemoryTier:
     def _bare_went(self, values: Sequence[Any]) -> None:
         """Bare values went: take their bytes off."""
         self.changes += 1
-        if not self.values:
-            self.uses.clear()
-        elif len(self.uses) > RECENT + 2 * len(self.values):
+        self._none_left()
+        if len(self.uses) > RECENT + 2 * len(self.values):
             self.note()  # what comes and goes again and again leaves one each time
         if len(self.values) == len(self.slots):
             # Exact: a str may have grown since it came, by its own UTF-8.
             self.used = self._slotted
         else:
             self.used -= sum(map(_getsizeof, values))
+
+    def _none_left(self) -> None:
+        """Where no value is left, nothing is that was noted of one."""
+        if not self.values:
+            # Exact also after Ctrl-C in the middle of a change.
+            self.uses.clear()
+            self._buffers.clear()
+            self.used = self._slotted = 0
 
     def _count_bytes(self, nbytes: int) -> None:
         """Add bytes of what is not bare."""

@@ -47,7 +47,7 @@ class Packing(Ledger):
 
     def _drop_clean(self, slots: Sequence[Slot], stay: Collection[int] = ()) -> None:
         """Let go those that were written, but for the ids in *stay*."""
-        with self.lock:
+        with self.lock, self._whole():
             self._memory.drop_clean(slots, stay)
 
     def _taken(self, slots: Sequence[Slot]) -> list[tuple[Slot, Any]]:

@@ -138,10 +138,10 @@ class Packs:
                     system.sync_file(self._writing)
                     if begun:
                         self._home.sync()  # the pack's name, before a record has it
+                self._end += written
             except BaseException:  # also Ctrl-C: who knows where the file ends now
                 self._stop()
                 raise
-            self._end += written
 
     def walk(self, name: str) -> Iterator[tuple[Entry, float]]:
         """What a pack itself says of its batches: (record, when it was written).

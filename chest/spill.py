@@ -278,16 +278,26 @@ class SpillTier(ReadTier):
         moved: bool,
     ) -> None:
         """Name *files* and append the record that speaks of them; or leave neither."""
+        before = self.manifest.written
         try:
             with refusals(self.store.home.path, "takes no new name"):
                 self._place(files)
                 self.manifest.append(pairs, moved=moved)
+            self._release(files)
         except BaseException:
-            self.discard(files)
+            # Ctrl-C may come when the record is there already.
+            if self.manifest.written == before:
+                self.discard(files)
+            else:
+                self._release(files)
             raise
-        for _, _, draft in files:
-            assert draft is not None
-            draft.release()
+
+    @staticmethod
+    def _release(batch: Iterable[Written]) -> None:
+        """Let go of files that are published."""
+        for written in batch:
+            if written.draft is not None:
+                written.draft.release()
 
     def _place(self, batch: Sequence[Written]) -> None:
         """Give the files their names."""

@@ -4,8 +4,8 @@ Owns: how far the log was read, and what was read of it. Does not own: when it i
 written (`chest.manifest`), or what the live entries are (`chest.index`).
 
 The place in the log and the record's number change in one step, after what the record says
-was applied; so they do where records are written. What interrupts a step (Ctrl-C) leaves
-all in doubt, and the log is read anew.
+was applied. What interrupts that (Ctrl-C), here or where a record is written, leaves all in
+doubt, and the log is read anew.
 """
 
 from __future__ import annotations

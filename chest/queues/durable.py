@@ -253,7 +253,7 @@ class DurableQueue(Lending):
 
     def _put_small(self, coded: Coded) -> bool:
         """`_put` of one item without a file, in three quarters of the time."""
-        with self._door as state:
+        with self._mutex, self._door as state:
             if state[h.FLAGS]:
                 raise ShutDown
             if self.maxsize > 0 and not self._size(state) < self.maxsize:
@@ -269,7 +269,7 @@ class DurableQueue(Lending):
 
     def _put(self, coded: Sequence[Coded]) -> bool:
         """Append and publish; False when there is no room."""
-        with self._door as state:
+        with self._mutex, self._door as state:
             if state[h.FLAGS]:
                 raise ShutDown
             if self.maxsize > 0 and len(coded) > self.maxsize - self._size(state):
@@ -284,10 +284,12 @@ class DurableQueue(Lending):
                 self._items.sync(head)
             state[h.UNFINISHED] += number - state[h.PUTS]
             state[h.HEAD], state[h.PUTS] = head, number
-            self._header.write(state)
+            # Before it is published: after Ctrl-C `put` discards what was not released.
+            # A file that nobody knows of is written over, or swept.
             for _, _, draft in coded:
                 if draft is not None:
                     draft.release()
+            self._header.write(state)
         return True
 
     # -- get ---------------------------------------------------------------------------
@@ -351,7 +353,7 @@ class DurableQueue(Lending):
 
     def _take(self) -> tuple[Record, int] | None:
         """Take the first record, and how often it was tried; 0 without a lease."""
-        with self._door as state:
+        with self._mutex, self._door as state:
             if state[h.FLAGS] & h.SHUT_AT_ONCE:
                 raise ShutDown
             if state[h.EVENTS]:
@@ -423,7 +425,7 @@ class DurableQueue(Lending):
             return 0
         if not state[h.EVENTS]:
             return state[h.PUTS] - state[h.TAKES]
-        with self._door as state:
+        with self._mutex, self._door as state:
             return self._size(state)
 
     def _size(self, state: State) -> int:
@@ -466,7 +468,7 @@ class DurableQueue(Lending):
         ValueError
             More were reported than put.
         """
-        with self._door as state:
+        with self._mutex, self._door as state:
             if state[h.UNFINISHED] <= 0:
                 msg = "task_done() called too many times"
                 raise ValueError(msg)
@@ -493,7 +495,7 @@ class DurableQueue(Lending):
             `get` raises at once. Unlike those of `queue.Queue` the items stay: they are
             there when the queue is opened anew. For `join` they count as done.
         """
-        with self._door as state:
+        with self._mutex, self._door as state:
             state[h.FLAGS] |= h.SHUT
             if immediate:
                 state[h.FLAGS] |= h.SHUT_AT_ONCE
@@ -536,7 +538,7 @@ class DurableQueue(Lending):
             One cannot be read here.
         """
         while True:
-            with self._door as state:
+            with self._mutex, self._door as state:
                 records, at = list[Record](), state[h.TAIL]
                 while at != state[h.HEAD]:
                     try:
@@ -560,7 +562,7 @@ class DurableQueue(Lending):
 
         False: somebody else has taken something since, and nothing is changed.
         """
-        with self._door as state:
+        with self._mutex, self._door as state:
             if state[h.TAKES] != before[h.TAKES]:
                 return False
             first = segment_of(state[h.TAIL])

@@ -45,52 +45,45 @@ log = logging.getLogger("chest")
 
 
 class Door:
-    """Both locks of a queue, as a context manager that gives the state."""
+    """The folder's lock of a queue, as a context manager that gives the state.
 
-    __slots__ = ("_handle", "_mutex", "_waits")
+    The handle's `_mutex` is held around it, which Python gives back whatever happens.
+    """
+
+    __slots__ = ("_handle", "_is_open", "_waits")
 
     def __init__(self, handle: Handle) -> None:
         self._handle = handle
-        self._mutex = threading.Lock()
+        self._is_open = False
         self._waits = handle._timeout is None and system.POSIX  # as long as it takes
 
     def __enter__(self) -> State:
-        self._mutex.acquire()
         handle = self._handle
+        if handle._closed:
+            handle._refuse()
+        home = handle._home
         try:
-            if handle._closed:
-                handle._refuse()
-            home = handle._home
             if self._waits:
                 locks.flock(home.lock_fd, locks.EXCLUSIVE)
             elif not home.lock(handle._timeout):
                 handle._refuse_locked()
-            try:
-                if handle._renew:
-                    handle._appear_again()
-                return handle._header.read()
-            except BaseException:
-                home.unlock()
-                raise
+            if self._is_open:
+                handle._leases.reset()  # Ctrl-C came when it was about to be closed
+            self._is_open = True
+            if handle._renew:
+                handle._appear_again()
+            return handle._header.read()
         except BaseException:
-            self._mutex.release()
+            home.unlock()
             raise
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
         try:
-            locks.flock(self._handle._home.lock_fd, locks.FREE)
             if kind is not None:
                 self._handle._leases.reset()  # it may have noted what was not published
+            self._is_open = False
         finally:
-            self._mutex.release()
-
-    def shut(self) -> None:
-        """Keep the threads of this process out."""
-        self._mutex.acquire()
-
-    def open(self) -> None:
-        """Let them in again."""
-        self._mutex.release()
+            locks.flock(self._handle._home.lock_fd, locks.FREE)
 
 
 class Handle:
@@ -117,7 +110,7 @@ class Handle:
         self._sync = settings.durability == "power"
         self._key = None if settings.sign_key is None else Key(settings.sign_key)
         self._renew = False
-        self._door = Door(self)
+        self._mutex, self._door = threading.Lock(), Door(self)
         self._open()
         self._closed = False
         lifetime.register(self)
@@ -340,19 +333,16 @@ class Handle:
 
         Safe to call twice. Threads that wait in `get` or `put` get `ClosedError`.
         """
-        self._door.shut()
-        try:
+        with self._mutex:
             if not self._closed:
                 self._release()
-        finally:
-            self._door.open()
 
     def drop(self) -> None:
         """Delete the queue and all that is in it, for everyone.
 
         Other handles get `DroppedError`. The folder that it lies in stays.
         """
-        with self._door:
+        with self._mutex, self._door:
             self._go()
         self.close()
 
@@ -400,15 +390,15 @@ class Handle:
 
     def before_fork(self) -> None:
         """Wait until no thread is in the middle of an operation."""
-        self._door.shut()
+        self._mutex.acquire()
 
     def after_fork_in_parent(self) -> None:
         """Let the threads go on."""
-        self._door.open()
+        self._mutex.release()
 
     def after_fork_in_child(self) -> None:
         """Stop sharing locks and descriptors; what is leased is the parent's."""
-        self._door = Door(self)
+        self._mutex, self._door = threading.Lock(), Door(self)
         if self._closed:
             return
         self._home.after_fork()

@@ -83,7 +83,7 @@ class Lending(Handle):
         ValueError
             This handle has not leased *item*.
         """
-        with self._leased(item) as (record, tries), self._door as state:
+        with self._leased(item) as (record, tries), self._mutex, self._door as state:
             lease = self._still_mine(state, record, tries)
             if lease is None:
                 return False
@@ -117,7 +117,7 @@ class Lending(Handle):
         if delay < 0:
             msg = "'delay' must be a non-negative number"
             raise ValueError(msg)
-        with self._leased(item) as (record, tries), self._door as state:
+        with self._leased(item) as (record, tries), self._mutex, self._door as state:
             lease = self._still_mine(state, record, tries)
             if lease is None:
                 return False
@@ -145,7 +145,11 @@ class Lending(Handle):
         ValueError
             This handle has not leased *item*.
         """
-        with self._leased(item, keep=True) as (record, tries), self._door as state:
+        with (
+            self._leased(item, keep=True) as (record, tries),
+            self._mutex,
+            self._door as state,
+        ):
             lease = self._still_mine(state, record, tries)
             if lease is None:
                 return False
@@ -223,7 +227,7 @@ class Lending(Handle):
 
     def _give_up(self, record: Record, tries: int) -> None:
         """Put an item that cannot be read among the dead letters."""
-        with self._door as state:
+        with self._mutex, self._door as state:
             lease = None
             if tries:
                 lease = self._still_mine(state, record, tries)
@@ -240,7 +244,7 @@ class Lending(Handle):
 
         They were taken *tries* times without an `ack`, or could not be read.
         """
-        with self._door as state:
+        with self._mutex, self._door as state:
             records = self._dead_records(state)
         return [self._letter(record) for record in records]
 
@@ -254,7 +258,7 @@ class Lending(Handle):
 
     def revive(self) -> int:
         """Put all dead letters at the end of the queue again; how many they were."""
-        with self._door as state:
+        with self._mutex, self._door as state:
             letters = self._dead_records(state)
             records, moved = [], []
             with refusals(self.path, "lets no dead letter be revived"):
@@ -283,7 +287,7 @@ class Lending(Handle):
 
     def clear_dead_letters(self) -> int:
         """Delete all dead letters; how many they were."""
-        with self._door as state:
+        with self._mutex, self._door as state:
             letters = self._dead_records(state)
             self._forget_dead(state)
         for letter in letters:

@@ -122,6 +122,11 @@ class Draft:
             finally:
                 self.release()
 
+    def __del__(self) -> None:
+        """Let the sweep have what was forgotten, as by Ctrl-C."""
+        if getattr(self, "_fd", -1) >= 0:
+            self.release()
+
 
 class FolderDraft:
     """A folder that is being filled and that nobody else sees.

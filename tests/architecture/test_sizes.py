@@ -13,8 +13,8 @@ from tests.architecture.house import ROOT, SOURCES, tree
 if TYPE_CHECKING:
     from pathlib import Path
 
-FILE_LINES = 450  # all of these count code: docstrings, comments and blank lines do not
-CLASS_LINES = 400  # Index, Manifest, and Chest with its names of 1.x are the longest
+FILE_LINES = 470  # all of these count code: docstrings, comments and blank lines do not
+CLASS_LINES = 410  # Index, Manifest, and Chest with its names of 1.x are the longest
 FUNCTION_LINES = 60
 PUBLIC_NAMES = 45  # of Chest, besides those that dict and chest 1.x brought
 OLD_NAMES = {

@@ -6,6 +6,7 @@ Owns: where it is raised. Does not own: what must hold then.
 from __future__ import annotations
 
 import contextlib
+import linecache
 import os
 import sys
 from collections.abc import Collection, Iterator
@@ -15,6 +16,24 @@ from typing import Any
 import chest
 
 PACKAGE = os.path.dirname(chest.__file__)
+# Python looks for signals when a function is called, a loop goes on, or a function of C
+# has returned. So it sees none between a lock that was taken and the block that gives it
+# back. In the very moment in which a function of ours begins to give it back it may: that
+# cannot be helped.
+UNSEEN = (
+    "try:",
+    "with self.lock",
+    "with self._mutex",
+    "with self._leased(item)",
+    "self._mutex,",
+    "self._door as state,",
+    "locks.flock(self._handle._home.lock_fd, locks.FREE)",
+    "with self._publishing()",
+    "manifest, depth = self._manifest, 0",
+    "self._end(lock)",
+    "self._unlock()",
+    "lock.release()",
+)
 
 
 class Lines:
@@ -41,7 +60,7 @@ class Lines:
         """The trace function of a call: whether its lines count."""
         code = frame.f_code
         name = code.co_filename
-        if not name.startswith(PACKAGE) or code.co_name in self._passed:
+        if not name.startswith(PACKAGE) or code.co_name in (*self._passed, "__del__"):
             return None
         if self._files and os.path.basename(name) not in self._files:
             return None
@@ -50,10 +69,14 @@ class Lines:
     def _line(self, frame: FrameType, event: str, _: Any) -> Any:
         if event != "line":
             return self._line
+        code = frame.f_code
+        text = linecache.getline(code.co_filename, frame.f_lineno).strip()
+        if text.startswith(UNSEEN):
+            return self._line
         self.count += 1
         if self.count == self.at:
-            name = os.path.basename(frame.f_code.co_filename)
-            self.where = f"{name}:{frame.f_lineno} {frame.f_code.co_name}"
+            name = os.path.basename(code.co_filename)
+            self.where = f"{name}:{frame.f_lineno} {code.co_name}"
             raise KeyboardInterrupt(self.where)
         return self._line
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Hashable
+from pathlib import Path
 
 import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chest import errors, keys
+from chest import Chest, errors, keys
 from tests.contracts.mapping import KEYS, SAME
 
 PLAIN = st.recursive(
@@ -114,3 +115,16 @@ def test_pickled_keys_are_opaque_without_a_loader() -> None:
 def test_text_that_is_no_key_is_refused(value: object) -> None:
     with pytest.raises(ValueError, match="key"):
         keys.decode(value)
+
+
+def test_surrogates_that_follow_one_another_are_not_the_character_of_the_pair(
+    chest_dir: Path,
+) -> None:
+    pair, character = "\ud800\udc00", "\U00010000"
+    for key in (pair, character, "\udc00\ud800", ("a", pair)):
+        assert keys.decode(keys.encode(key)) == key
+    with Chest(chest_dir) as c:
+        c[pair], c[character] = "pair", "character"
+    with Chest(chest_dir) as c:
+        assert dict(c) == {pair: "pair", character: "character"}
+        assert len({c.key_to_filename(key) for key in c}) == 2
