@@ -376,6 +376,11 @@ class Packs:
         self, name: str, offset: int, size: int, is_good: Callable[[bytes], bool]
     ) -> bytes | None:
         """Bytes of a pack that are good; None when they are not."""
+        pack = self._maps.get(name)
+        if pack is not None:
+            data = pack[offset : offset + size]
+            if len(data) == size and is_good(data):  # else they were appended since
+                return data
         fd = self._open.get(name)
         if fd is not None:
             # Another thread may close it meanwhile, and its number may then be that of

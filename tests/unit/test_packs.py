@@ -262,6 +262,33 @@ def test_what_was_appended_to_a_mapped_pack_is_read(home: Folder) -> None:
     mine.close()
 
 
+@pytest.mark.parametrize("mapped", [1 << 20, 0])
+def test_reading_many_values_opens_their_pack_once(
+    home: Folder, monkeypatch: pytest.MonkeyPatch, mapped: int
+) -> None:
+    theirs = Packs(home, trusting)
+    small = Columns()
+    for i in range(20):
+        small.add(f"k{i}", 1 + i, bytes([i + 1]) * 8000)
+    batch = theirs.write(small, sync=False)
+    opened: list[str] = []
+    open_, places = Folder.open, [0, 5, 6, 13, 19]
+    monkeypatch.setattr(
+        Folder,
+        "open",
+        lambda home, *args: (opened.append(args[0]), open_(home, *args))[1],
+    )
+    mine = Packs(home, trusting, mapped)
+    for _ in range(3):
+        found = [*mine.read_many(batch, places)]
+        assert found == [(place, small.datas[place]) for place in places]
+    assert opened == [batch.name]
+    later = theirs.write(some(9), sync=False)  # behind what is mapped
+    assert [*mine.read_many(later, [1, 8])] == [(i, some(9).datas[i]) for i in (1, 8)]
+    mine.close()
+    theirs.close()
+
+
 def test_what_cannot_be_mapped_is_read(
     home: Folder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
