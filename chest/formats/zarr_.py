@@ -452,7 +452,10 @@ def create(
             **options,
         )
     except (TypeError, ValueError, NotImplementedError) as error:
-        msg = f"zarr refuses an array of {dtype} and shape {tuple(shape)}: {error}"
+        msg = (
+            f"zarr refuses {short(store.key)}, an array of {dtype} and shape "
+            f"{tuple(shape)}: {error}"
+        )
         raise EncodingError(msg, key=store.key, path=store.path) from error
     if made.dtype != dtype:
         msg = f"zarr would make {made.dtype} of {dtype}"

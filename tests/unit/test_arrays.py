@@ -187,6 +187,10 @@ def test_options_of_no_format_are_refused(tmp_path):
         with pytest.raises(TypeError, match=r"takes no expire=; ttl= "):
             c.set("x", 1, expire=60)
         assert "x" not in c
+        c.set("y", np.zeros((2, 2)), format="zarr", chunks=(1,))
+        with pytest.raises(errors.EncodingError, match="zarr refuses 'y'"):
+            c.flush()
+        del c["y"]
         with pytest.raises(ValueError, match="mode="):
             c.zarr("x", mode="w")
 
