@@ -8,6 +8,7 @@ import json
 import os
 import pickle
 import shutil
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
@@ -640,6 +641,35 @@ def test_whoever_writes_to_a_chest_that_was_dropped_is_told(
     if anew:
         with Chest(path) as c:
             assert dict(c) == {"new": 1}
+
+
+def test_a_look_that_waited_until_the_chest_was_closed_says_so(chest_dir: Path) -> None:
+    """Another thread closes it; before, what was closed already was read."""
+    c, asked, told = Chest(chest_dir), threading.Event(), list[BaseException]()
+    lock = c.lock
+
+    class Watched:
+        def __enter__(self) -> None:
+            asked.set()
+            lock.acquire()
+
+        def __exit__(self, *_: object) -> None:
+            lock.release()
+
+    def look() -> None:
+        try:
+            c.refresh()
+        except errors.ChestError as error:
+            told.append(error)
+
+    thread = threading.Thread(target=look)
+    with lock:
+        c.lock = Watched()  # type: ignore[assignment]
+        thread.start()
+        asked.wait()
+        c.close()
+    thread.join()
+    assert [type(error) for error in told] == [errors.ClosedError]
 
 
 def test_nbytes_of_the_face() -> None:
