@@ -129,8 +129,8 @@ class Ledger(Keeper):
         DroppedError
             Another process removed it.
         """
-        self._check_open()
         with self.lock:
+            self._check_open()
             self._manifest.tail()
             self._absorb()
 

@@ -11,6 +11,9 @@ import pickle
 import shutil
 import sys
 import types
+
+
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
@@ -692,6 +695,35 @@ def test_a_key_whose_class_is_gone_costs_no_other_key(
     monkeypatch.setitem(sys.modules, gone.__name__, gone)
     with Chest(chest_dir) as c:
         assert [key[1].n for key in c if key != "x"] == [2]
+
+
+def test_a_look_that_waited_until_the_chest_was_closed_says_so(chest_dir: Path) -> None:
+    """Another thread closes it; before, what was closed already was read."""
+    c, asked, told = Chest(chest_dir), threading.Event(), list[BaseException]()
+    lock = c.lock
+
+    class Watched:
+        def __enter__(self) -> None:
+            asked.set()
+            lock.acquire()
+
+        def __exit__(self, *_: object) -> None:
+            lock.release()
+
+    def look() -> None:
+        try:
+            c.refresh()
+        except errors.ChestError as error:
+            told.append(error)
+
+    thread = threading.Thread(target=look)
+    with lock:
+        c.lock = Watched()  # type: ignore[assignment]
+        thread.start()
+        asked.wait()
+        c.close()
+    thread.join()
+    assert [type(error) for error in told] == [errors.ClosedError]
 
 
 def test_nbytes_of_the_face() -> None:
