@@ -10,10 +10,8 @@ import os
 import pickle
 import shutil
 import sys
-import types
-
-
 import threading
+import types
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
