@@ -17,6 +17,7 @@ from typing import Any
 
 from chest import errors
 from chest.batches import Columns, Packed
+from chest.folder import refusals
 from chest.index import LOST, AnyEntry, unchanged
 from chest.ledger import Ledger, generation
 from chest.memory import Options, Slot
@@ -302,8 +303,10 @@ class Packing(Ledger):
         """Give the values that lie in the log a file, or many of them a pack."""
         if not self._manifest.index.inline:
             return
-        if not self._spill.store.home.status().st_nlink:
-            return  # a temporary chest of a process that has ended: nothing is lost here
+        home = self._spill.store.home
+        with refusals(home.path, "could not be read"):
+            if not home.status().st_nlink:
+                return  # a temporary one of a process that has ended: nothing is lost
         with self._publishing():
             index = self._manifest.index
             found = [(key, entry) for key in index.inline if (entry := index.get(key))]

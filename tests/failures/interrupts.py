@@ -6,6 +6,7 @@ Owns: where it is raised. Does not own: what must hold then.
 from __future__ import annotations
 
 import contextlib
+import gc
 import linecache
 import os
 import sys
@@ -97,9 +98,20 @@ def interrupted(lines: Lines) -> Iterator[None]:
 def close_left(folder: str | os.PathLike[str]) -> None:
     """Close what is open below *folder*, which nobody uses any more.
 
-    A descriptor that the system has just given belongs to nobody for a line or two.
+    A descriptor that the system has just given belongs to nobody for a line or two. What
+    belongs to garbage is not closed here: its owner would close the next one's.
     """
+    if _left(folder):
+        gc.collect()
+    for fd in _left(folder):
+        os.close(fd)
+
+
+def _left(folder: str | os.PathLike[str]) -> list[int]:
+    """The descriptors that are open below *folder*."""
+    found = []
     for fd in os.listdir("/proc/self/fd"):
         with contextlib.suppress(OSError):  # the listing's own is closed already
             if os.readlink(f"/proc/self/fd/{fd}").startswith(os.fspath(folder)):
-                os.close(int(fd))
+                found.append(int(fd))
+    return found
