@@ -98,11 +98,20 @@ def unpacked(folder: Path, name: str) -> Path | None:
     return next(folder.glob(f"usr/**/tests/{name}"), None)
 
 
-def passed(folder: Path, data: str) -> set[str]:
-    """Names of the tests that pass with *data*."""
+def passed(folder: Path, data: str, *names: str) -> set[str]:
+    """Those of the tests with these names, or of all, that pass with *data*."""
     command = [sys.executable, "-m", "pytest", "-rA", "-q", "-p", "no:xdist"]
+    which = [f"{NAME}::{name}" for name in names] or [NAME]
     run = subprocess.run(
-        [*command, "-p", "no:cacheprovider", "--timeout=60", "-c", "pytest.ini", NAME],
+        [
+            *command,
+            "-p",
+            "no:cacheprovider",
+            "--timeout=60",
+            "-c",
+            "pytest.ini",
+            *which,
+        ],
         cwd=folder,
         env={**os.environ, "DATA": data, "PYTHONPATH": str(ROOT)},
         capture_output=True,
@@ -121,7 +130,10 @@ def test_what_passes_with_distributeds_own_buffer_passes_with_a_chest(tmp_path):
     expected = passed(tmp_path, "buffer")
 
     assert len(expected) >= FEWEST
-    assert expected - passed(tmp_path, "chest") == set()
+    missing = expected - passed(tmp_path, "chest")
+    if missing:  # some wait for seconds of the clock, on a machine that others load
+        missing -= passed(tmp_path, "chest", *missing)
+    assert missing == set()
 
 
 # -- where they come from --------------------------------------------------------------
