@@ -321,11 +321,11 @@ class Manifest(Tail):
     @property
     def wants_checkpoint(self) -> bool:
         """Opening would read so much of the log that a checkpoint pays."""
-        since = self.index.records - self.index.noted
+        since, live = self.index.records - self.index.noted, len(self.index)
         return (
             self._lines.unsigned
             and starts_checkpoint(since)
-            and since * CHECKPOINT_SHARE > len(self.index)
+            and since * CHECKPOINT_SHARE > live > 0  # one of nothing is none
         )
 
     def rewrite(self) -> Rewrite:

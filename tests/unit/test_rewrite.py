@@ -292,6 +292,21 @@ def test_who_comes_after_very_many_deletions_need_not_read_them(
         assert list(c._manifest.index.entries) == ["k1"]
 
 
+def test_when_nothing_is_left_the_log_is_not_read_anew(
+    chest_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A checkpoint of nothing is none."""
+    monkeypatch.setattr("chest.bulk.VERY_MANY", 1)
+    with Chest(MANY, chest_dir) as c:
+        c.flush()
+        opened = c._manifest._opening
+        assert c.delete_many([*MANY]) == len(MANY)
+        assert c._manifest._opening == opened
+        assert not c
+    with Chest(chest_dir) as c:
+        assert not c
+
+
 @pytest.mark.parametrize("write", ["_checkpoint", "compact"])
 def test_a_batch_of_which_nothing_lives_counts_as_long_as_its_pack_is_there(
     write: str, chest_dir: Path
