@@ -15,41 +15,27 @@ from collections.abc import Callable, Hashable, Iterable, Sequence
 from itertools import islice
 from numbers import Number
 from pickle import dumps
-from sys import getsizeof
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
-from chest import errors, expiry, keys
-from chest.batches import Packed
-from chest.bulk import Bulk
+from chest import errors, expiry
 from chest.engine import is_readonly_array
 from chest.errors import short
 from chest.index import AnyEntry, same
 from chest.ledger import generation
-from chest.memory import Options, Slot, Weight, weigh
 from chest.packing import INLINE_NBYTES
+from chest.publications import New, Publications
 from chest.records import Entry
 from chest.sizing import SCALARS
-from chest.spill import MOST_DRAFTS, Written, line_of
+from chest.spill import MOST_DRAFTS, line_of
 from chest.transaction import Transaction
 
 __all__ = ["Atomic"]
 
 MISSING: Any = object()
-ORDINARY_FORMATS = (None, "pickle")
 T = TypeVar("T")
-Allowed = Callable[[AnyEntry | None], bool]  # may the key's present entry be replaced?
 
 
-class _New(NamedTuple):
-    """A value that was written and that nobody sees yet."""
-
-    written: Written
-    value: Any
-    weight: Weight
-    options: Options | None
-
-
-class Atomic(Bulk):
+class Atomic(Publications):
     """An engine whose operations are exact between threads and processes."""
 
     __slots__ = ()
@@ -92,7 +78,7 @@ class Atomic(Bulk):
         with self._publishing():
             work = Transaction(self._changeable, self._has, self._ordered)
             result = change(work)
-            new: list[_New] = []
+            new: list[New] = []
             try:
                 for key, value in work.written.items():
                     new.append(self._encoded(key, value))
@@ -129,44 +115,52 @@ class Atomic(Bulk):
         ...     c.incr("visits"), c.incr("visits", 10), c.decr("visits")
         (1, 11, 10)
         """
-        lock = self._begin()
+        lock, manifest = self.lock, self._manifest
+        names: Sequence[str] = ()
+        lock.acquire()
         try:
-            old = self._manifest.index.get(key)
-            number = self._values.get(key, MISSING)
-            kept = number is not MISSING
-            if not kept:
-                if old is None:
-                    if default is None:
-                        raise KeyError(key)
-                    number = default
-                elif old.value is not None:
-                    number = self._spill.decode_small(key, old, old.value)
-                else:
-                    number = self._read(key)[0]
-            if type(number) is not int and not isinstance(number, Number):
-                msg = f"{short(key)} is a {type(number).__name__}, which has no sum"
-                raise TypeError(msg)
-            total = number + delta
-            expires = None if old is None else old.expires
-            weight, data = self._dumped(total, None)
-            if data is not None:
-                # One that is not in memory stays in the log, from where the next comes:
-                # what others add would only drive it out again.
-                names = self._publish_small(
-                    key, total, weight, data, old, None, expires, keep=kept
+            old, number = self._counted
+            slot = self._memory.slots.get(key)
+            if (
+                old is manifest.index.entries.get(key)
+                and type(old) is Entry
+                and old.expires is None
+                and self._word[1] == self._seen
+                and not manifest._depth
+                and (key not in self._values if slot is None else slot.entry is old)
+                and type(total := number + delta) is int
+                and (nbytes := total.__sizeof__()) <= INLINE_NBYTES
+                and (slot is None or slot.plain == nbytes)
+            ):
+                # As mostly: counted here before, and by nobody else since.
+                data = dumps(total, 5)
+                size = len(data)
+                entry = Entry(
+                    old.text,
+                    old.birth,
+                    size=size,
+                    nbytes=nbytes,
+                    value=data,
                 )
-            else:
-                new = self._encoded(key, total, expires=expires)
-                try:
-                    names = self._accept([new])
-                finally:
-                    self._spill.discard([new.written])
+                if manifest.publish_one(key, entry, old, last=True):
+                    self._seen = manifest.seen
+                    self._counted = entry, total
+                    if slot is not None:
+                        slot.entry = entry
+                        self._values[key] = total
+                        self._touch(key)
+                    spill = self._spill
+                    spill.written += 1
+                    spill.written_bytes += size
+                    return total
+            with self._publishing():
+                total, names = self._add_up(key, delta, default)
         except BaseException as error:
             self._cut_short(error)
             raise
         finally:
-            self._end(lock)
-        if data is None or names:
+            lock.release()
+        if names:
             self._after(names)
         return total
 
@@ -242,7 +236,7 @@ class Atomic(Bulk):
         expires = expiry.deadline(ttl)
         rest, refused = iter(pairs), list[errors.EncodingError]()
         while some := dict(islice(rest, MOST_DRAFTS)):
-            new: list[_New] = []
+            new: list[New] = []
             try:
                 for key, value in some.items():
                     try:
@@ -256,46 +250,6 @@ class Atomic(Bulk):
             self._after(replaced)
         if refused:
             raise refused[0]
-
-    def _put(
-        self,
-        key: Hashable,
-        value: Any,
-        options: Options | None = None,
-        expires: float | None = None,
-        allowed: Allowed | None = None,
-    ) -> bool:
-        """Set *key* and publish it, if its present entry is as it must be."""
-        weight, data = self._dumped(value, options)
-        if data is None:
-            return self._put_if(self._encoded(key, value, options, expires), allowed)
-        lock = self._begin()
-        try:
-            old = self._manifest.index.get(key)
-            if allowed is not None and not allowed(old):
-                return False
-            names = self._publish_small(key, value, weight, data, old, options, expires)
-        except BaseException as error:
-            self._cut_short(error)
-            raise
-        finally:
-            self._end(lock)
-        if names:
-            self._after(names)
-        return True
-
-    def _put_if(self, new: _New, allowed: Allowed | None) -> bool:
-        """Publish a value if the key's present entry is as it must be."""
-        try:
-            with self._publishing():
-                old = self._manifest.index.get(new.written.key)
-                if allowed is not None and not allowed(old):
-                    return False
-                replaced = self._accept([new])
-        finally:
-            self._spill.discard([new.written])  # unless it was published
-        self._after(replaced)
-        return True
 
     def _amend(
         self, key: Hashable, amended: Callable[[AnyEntry], tuple[float | None, int]]
@@ -412,153 +366,40 @@ class Atomic(Bulk):
 
     # -- steps -------------------------------------------------------------------------
 
-    def _dumped(
-        self, value: Any, options: Options | None
-    ) -> tuple[Weight, bytes | None]:
-        """What a value weighs, and its pickle if it may lie in the log."""
-        kind = type(value)
-        ordinary = self._packs and (options is None or options[0] in ORDINARY_FORMATS)
-        if kind in SCALARS:
-            plain, data = getsizeof(value), None
-            if ordinary and plain <= INLINE_NBYTES:
-                data = dumps(value, 5)
-                if kind is str:
-                    plain = getsizeof(value)  # it keeps its UTF-8, which pickling made
-            return (plain, None), data
-        weight = weigh(value)
-        small = ordinary and weight[0] <= INLINE_NBYTES
-        return weight, self._spill.small(value) if small else None
-
-    def _publish_small(
-        self,
-        key: Hashable,
-        value: Any,
-        weight: Weight,
-        data: bytes,
-        old: AnyEntry | None,
-        options: Options | None,
-        expires: float | None,
-        *,
-        keep: bool = True,
-    ) -> Sequence[str]:
-        """Publish one value in the log, in the place of *old*. Locks held.
-
-        It is kept in memory, unless it is not there and need not be (*keep*). Returns
-        names to delete once the locks are free.
-        """
-        # `_encoded` and `_accept` for the usual case of counters and of small values
-        # that are published one by one, in a fifth of their time.
-        memory = self._memory
-        plain, buffers = weight
-        size = len(data)
-        entry = Entry(
-            old.text if type(old) is Entry else keys.encode(key),
-            self._new_birth(key) if old is None else old.birth,
-            size=size,
-            nbytes=plain + sum(buffers.values()) if buffers else plain,
-            value=data,
-            expires=expires,
+    def _add_up(
+        self, key: Hashable, delta: Any, default: Any
+    ) -> tuple[Any, Sequence[str]]:
+        """`incr` of any number, with both locks held; the sum, and names to delete."""
+        old, number = self._manifest.index.get(key), self._values.get(key, MISSING)
+        kept = number is not MISSING
+        if old is None and not kept:
+            if default is None:
+                raise KeyError(key)
+            number = default
+        elif not kept and old is not None and old.value is not None:
+            number = self._spill.decode_small(key, old, old.value)
+        elif not kept:
+            number = self._read(key)[0]
+        if not isinstance(number, Number):
+            msg = f"{short(key)} is a {type(number).__name__}, which has no sum"
+            raise TypeError(msg)
+        total = number + delta
+        expires = None if old is None else old.expires
+        weight, data = self._dumped(total, None)
+        if data is None:
+            new = self._encoded(key, total, expires=expires)
+            try:
+                return total, self._accept([new])
+            finally:
+                self._spill.discard([new.written])
+        # One that is not in memory stays in the log, from where the next comes: what
+        # others add would only drive it out again.
+        names = self._publish_small(
+            key, total, weight, data, old, None, expires, keep=kept
         )
-        if options:
-            entry.mapped = options[1]
-        manifest = self._manifest
-        index = manifest.index
-        gone = index.held(key) if index.expired else old
-        has_file = gone is not None and gone.name
-        manifest.append_one(key, entry, old, last=not has_file)
-        replaced: Sequence[str] = ()
-        if gone is not None and has_file:
-            replaced = self._retire(gone)
-        spill = self._spill
-        spill.written += 1
-        spill.written_bytes += size
-        slot = memory.slots.get(key)
-        if slot is None and key in memory.values:
-            slot = memory.slot(key)
-        if buffers is None and not options:
-            if slot is None:
-                if keep and memory.used + plain <= memory.budget:
-                    memory.came(key, value, plain)
-                return replaced
-            if (
-                slot.plain == plain
-                and slot.buffers is None
-                and not (slot.dirty or slot.options)
-            ):
-                # Neither value can change, they have one size, and nobody is writing the
-                # one that was there: a slot need not be made.
-                slot.entry = entry
-                self._values[key] = value
-                self._touch(key)
-                return replaced
-        if slot is not None and slot.dirty:
-            self._fresh.pop(key, None)
-        slot = memory.put(key, value, plain, buffers, slot, options)
-        slot.dirty, slot.entry = False, entry
-        if memory.used > memory.budget:
-            memory.drop(slot)  # it is written, so it goes before others have to
-        return replaced
-
-    def _retire(self, gone: AnyEntry) -> Sequence[str]:
-        """Free the name of what was replaced or deleted.
-
-        Locks held. Returns names to delete once they are free.
-        """
-        if type(gone) is Packed or not gone.name:
-            return ()  # no file goes with it
-        return self._spill.retire([gone])
-
-    def _encoded(
-        self,
-        key: Hashable,
-        value: Any,
-        options: Options | None = None,
-        expires: float | None = None,
-    ) -> _New:
-        """Write a value that nobody sees yet; no lock is needed."""
-        self._check_open()
-        self._manifest.check_writable()
-        weight = weigh(value)
-        total = weight[0] + sum((weight[1] or {}).values())
-        job = self._job(Slot(key, total, total, options=options), value)
-        written = (self._inlined([job]) or [self._spill.encode(job)])[0]
-        written.entry.expires = expires
-        return _New(written, value, weight, options)
-
-    def _accept(self, new: Sequence[_New], gone: Sequence[Hashable] = ()) -> list[str]:
-        """Publish values and deletions in one record, and let memory follow. Locks held.
-
-        Returns names to delete once the lock is free.
-        """
-        ended = set(gone)
-        for each in new:
-            key, entry, _ = each.written
-            ends = key in ended
-            entry.birth = self._next_birth() if ends else self._birth_of(key)
-        before = self._manifest.written
-        try:
-            replaced = self._spill.publish([each.written for each in new], gone=gone)
-            self._forget_slots(gone)
-            for each in new:
-                key, entry, _ = each.written
-                known = self._slots.get(key)
-                value, weight = each.value, each.weight
-                self._memory.put_clean(key, value, weight, entry, known, each.options)
-                self._fresh.pop(key, None)
-        except BaseException:
-            if self._manifest.written != before:
-                # Published: what is in memory must not be published after it.
-                self._memory.mend()
-                self._forget_slots([*gone, *(each.written.key for each in new)])
-            raise
-        return replaced
-
-    def _after(self, replaced: Iterable[str]) -> None:
-        """What follows a publication once the locks are free."""
-        self._spill.delete(replaced)
-        self._written_more()
-        if self._memory.used > self._memory.budget:
-            self.shrink()
+        assert names is not None  # the lock is held
+        self._counted = self._manifest.index.get(key), total
+        return total, names
 
     def _has(self, key: Hashable) -> bool:
         """Whether *key* is there; lock held."""

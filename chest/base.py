@@ -129,11 +129,6 @@ class Base:
     def __len__(self) -> int:
         return len(self._table)
 
-    @property
-    def last_birth(self) -> int:
-        """The highest birth of a row."""
-        return self.birth(len(self._table) - 1) if len(self._table) else 0
-
     def lookups(
         self,
         newer: dict[Hashable, Any],

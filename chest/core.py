@@ -264,7 +264,7 @@ class Chest(Arrays, Atomic):
     def __setitem__(self, key: Hashable, value: Any) -> None:
         """Keep *value*; published at the next spill, flush or close."""
         if self._unusual or type(key) not in PLAIN:
-            self._set(key, value, None)
+            (self._put if self._each else self._set)(key, value, None)
             return
         if self._word[1] != self._seen:
             self.refresh()
@@ -355,7 +355,7 @@ class Chest(Arrays, Atomic):
         value: Any,
         options: Options | None,
     ) -> None:
-        if self._settings.publish == "each":
+        if self._each:
             self._put(key, value, options)
             return
         self._look()

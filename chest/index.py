@@ -53,7 +53,9 @@ class Index:
     Parameters
     ----------
     birth : int
-        The highest birth number ever given.
+        The highest birth number ever given, by records or to keys in memory.
+    last_birth : int
+        The highest that a record has given.
     base : Base, optional
         What a checkpoint has seen.
     rebuild : callable, optional
@@ -69,7 +71,7 @@ class Index:
     has : callable
         key → whether it has one, for less still.
     last_birth : int
-        The highest birth of an entry here.
+        The highest birth that a record has given, whatever became of it.
     records : int
         How many entries were applied; those that are not live any more are waste.
     batches : list of Batch
@@ -94,10 +96,11 @@ class Index:
     def __init__(
         self,
         birth: int = 0,
+        last_birth: int = 0,
         base: Base | None = None,
         rebuild: Callable[[], Index] | None = None,
     ) -> None:
-        self.birth = birth
+        self.birth, self.last_birth = birth, last_birth
         self.records = self.noted = 0
         self.base: Base | None = None
         self.batches: list[Batch]
@@ -115,7 +118,6 @@ class Index:
             return
         self.base = base
         self._replace(self.entries)
-        self.last_birth = base.last_birth
         self.records = self.noted = base.about.records
         self.file_nbytes = base.about.file_nbytes
         self.batches = [*base.batches]
@@ -131,7 +133,7 @@ class Index:
     def _clear(self) -> None:
         self.base = None
         self._replace({})
-        self.last_birth = self.file_nbytes = 0
+        self.file_nbytes = 0
         self.batches, self.packs, self.inline = [], {}, {}
         self.journal = None
         self.due, self._deadlines = NEVER, Deadlines()
@@ -277,6 +279,9 @@ class Index:
             # Small values that are published one by one: every process that has the
             # chest open comes here with each of them.
             birth = entry.birth
+            if not birth:
+                birth = self.last_birth + 1 if old is None else old.birth
+                entry.birth = birth
             if old is None:
                 if birth > self.last_birth and self.base is None and not self.expired:
                     self.entries[key], self.inline[key] = entry, None

@@ -45,6 +45,8 @@ class Ledger(Keeper):
         "_acquire",
         "_closed",
         "_count",
+        "_counted",
+        "_each",
         "_explicitly_given_path",
         "_freed",
         "_manifest",
@@ -78,9 +80,10 @@ class Ledger(Keeper):
         self.path = temporary_folder() if path is None else absolute(path)
         self._settings = settings
         # What a set has to look at beyond the ordinary.
+        self._each = settings.publish == "each"
         self._unusual = (
             settings.readonly
-            or settings.publish == "each"
+            or self._each
             or settings.on_conflict is not None
             or "data" in (settings.format, settings.fallback)
         )
@@ -106,6 +109,8 @@ class Ledger(Keeper):
         self._manifest = self._spill.manifest
         self._count, self._touch = self._memory.count, self._memory.touch
         self._spills = self._freed = 0
+        # The entry that the last increment has made, and the number that it says.
+        self._counted: tuple[Any, Any] = None, 0
         self._savers: list[Any] = []  # what counts the time that memoizing saves
         self._word: Any
         self._closed = False
@@ -280,7 +285,8 @@ class Ledger(Keeper):
             self._seen = manifest.seen
             if manifest.index.due != NEVER or self._word is not manifest.word:
                 self._watch()
-            manifest.leave()
+            if depth:
+                manifest.leave()
         except BaseException:
             if manifest._depth >= depth:
                 manifest.leave()

@@ -17,7 +17,7 @@ from chest import errors, folder, lifetime, system
 from chest.records import Header, Lines
 from chest.system import POSIX, locks
 
-__all__ = ["NAME", "LogFile", "Polled", "Unmapped"]
+__all__ = ["NAME", "LogFile", "Polled", "Unmapped", "word_at"]
 
 NAME = folder.MANIFEST
 MOVED = b"--------"  # the word of a file that is no longer the manifest
@@ -130,10 +130,8 @@ class LogFile:
 
     def _at_position(self) -> int:
         """What the word is while the log ends where it was read to."""
-        if type(self.word) is not memoryview:
-            return self._position
-        length = (self._position & 0xFFFFFFFF).to_bytes(4, "big")
-        return _integer(hexlify(length), "little")
+        is_mapped = type(self.word) is memoryview
+        return word_at(self._position) if is_mapped else self._position
 
     def _announce(self) -> None:
         """Let pollers see where the log ends, as far as it was read."""
@@ -201,6 +199,11 @@ class LogFile:
 
     def _refused(self, error: OSError, what: str) -> errors.StoreError:
         return folder.refused(error, self.path, what)
+
+
+def word_at(end: int) -> int:
+    """The word of a log that ends there, as it is read from the map."""
+    return _integer(hexlify((end & 0xFFFFFFFF).to_bytes(4, "big")), "little")
 
 
 class Unmapped:

@@ -19,7 +19,8 @@ this one's place.
 Invariants
 ----------
 M1  `append` is the one publication point; it happens under the exclusive lock.
-M2  A writer has read everything before it appends, and cut off a torn tail.
+M2  A writer appends behind a whole record, whose number it knows; it has cut off a torn
+    tail. But for values that are set whatever was there, it has read everything before.
 M3  A damaged record is an error, never a missing one; only the last line can be torn.
 M4  Compaction and drop mark the old file, so whoever has it mapped opens the new one.
 M5  What was live before a compaction is live after it, with generation and birth; what
@@ -36,21 +37,18 @@ from collections.abc import (
     Callable,
     Hashable,
     Iterator,
-    Mapping,
-    Sequence,
 )
 from contextlib import AbstractContextManager
 
 from chest import errors, folder, keys, lifetime, system
 from chest.base import INDEX, open_base
-from chest.batches import Batch, dead_places
-from chest.index import LOST, AnyEntry, Index
+from chest.index import LOST, Index
 from chest.log import IS_MOVED, MOVED, NAME, Unmapped
 from chest.packs import Packs
 from chest.records import MAGIC, Entry, Lines, Signer
 from chest.rewrite import Rewrite, Source, starts_checkpoint
-from chest.system import locks
-from chest.tail import Tail
+from chest.system import POSIX, locks
+from chest.writing import LOOK_EACH, Writing
 
 __all__ = ["Manifest"]
 
@@ -59,10 +57,9 @@ log = logging.getLogger("chest")
 
 FEW = 4096  # bytes that are read at once of what others published meanwhile
 COMPACT_FROM = 1024  # records; a shorter log is not worth rewriting
-LOOK_EACH = 64  # publications; then a writer looks whether its log still has a name
 
 
-class Manifest(Tail):
+class Manifest(Writing):
     """The live entries of one chest's folder, and the only way to change them.
 
     Parameters
@@ -110,6 +107,10 @@ class Manifest(Tail):
         self.readonly = readonly
         self.sync = sync
         self.timeout = timeout
+        # One call takes the lock, and nothing that was written is in doubt later.
+        self._ordinary = (
+            POSIX and timeout is None and not (readonly or sync or home.network)
+        )
         self.load_key = load_key
         self._lines = Lines(self.path, sign)
         self._legacy = legacy
@@ -126,6 +127,7 @@ class Manifest(Tail):
         self._position = self.generation = self._start = self._first = 0
         self._opening = 0  # how often the log was opened
         self._in_doubt = False  # what was read last, or published, is known in part
+        self._unread = None
         try:
             with folder.refusals(self.path, "could not be read"):
                 self._register()
@@ -179,21 +181,13 @@ class Manifest(Tail):
             self._depth += 1
             return
         try:
-            if self.word[1] != self.seen:
-                self._read_few()  # what is read before the lock, nobody waits for
-            self._lock()
-            # As mostly: nobody has said, or written, anything since; or it is the little
-            # that others publish one by one. The file's end is asked for because a writer
-            # may have died in its record, or between it and its word.
-            if self.word[1] != self.seen:
+            # What is read before the lock, nobody waits for.
+            if self._unread is not None:
+                self.tail()
+            elif self.word[1] != self.seen:
                 self._read_few()
-            sure = not self._suspect and self.generation % LOOK_EACH
-            if (
-                not sure
-                or self.word[1] != self.seen
-                or os.lseek(self._fd, 0, os.SEEK_END) != self._position
-            ):
-                self._prepare_to_write()
+            self._lock()
+            self._see_all()
         except BaseException as error:
             self.leave()
             if isinstance(error, OSError) and not isinstance(error, errors.ChestError):
@@ -210,108 +204,13 @@ class Manifest(Tail):
                 lifetime.work_off()
         elif self._depth:
             self._depth -= 1
-        # Else it was given back by `append_one`; or in a child that was forked meanwhile,
+        # Else it was given back by `publish_one`; or in a child that was forked meanwhile,
         # where it is the parent's.
 
     def free(self) -> None:
         """End what Ctrl-C has kept from ending; nobody is within `exclusive`."""
         if self._depth:
             self._unlock()
-
-    def append(
-        self,
-        pairs: Sequence[tuple[Hashable, Entry]],
-        batch: Batch | None = None,
-        named: Sequence[Hashable] = (),
-        *,
-        moved: bool = False,
-        live: Mapping[Hashable, AnyEntry] | None = None,
-    ) -> None:
-        """Publish (key, entry) pairs as one record: all of them become visible, or none.
-
-        Must be called within `exclusive`. Each entry's ``generation`` is set to the
-        record's number. O(len(pairs)), one write. A *batch* in a pack, whose keys are
-        *named*, is published in the same record. Values that were only *moved*, to a file
-        or another pack, keep the generations they have. *live* has
-        the entries of the batch's keys but for the dead, where they are known.
-
-        Raises
-        ------
-        StoreError
-            The disk refused; nothing was published.
-        """
-        number = self.generation + 1
-        entries = [entry for _, entry in pairs]
-        if batch is not None:
-            entries.append(batch.record)
-        if not moved:
-            for entry in entries:
-                entry.generation = 0  # implied by the place in the log
-        record = entries[0] if len(entries) == 1 else entries
-        try:
-            seen = self._write(self._lines.line(record, number))
-            for entry in entries:
-                entry.generation = entry.generation or number
-            for key, entry in pairs:
-                self.index.apply(key, entry)
-            if batch is not None:
-                self.index.apply_batch(batch, named, dead_places(batch.record), live)
-            self.generation, self.seen = number, seen
-        except BaseException as error:
-            self._cut_short(error)
-            raise
-
-    def end(self, texts: Sequence[bytes], live: Mapping[Hashable, AnyEntry]) -> None:
-        """Publish that all keys of *live* are gone, as `append` does.
-
-        *live* has their entries, *texts* are their JSON texts, in the same order.
-        """
-        number = self.generation + 1
-        try:
-            seen = self._write(self._lines.ending(texts, number))
-            self.index.end_many([*live], live)
-            self.generation, self.seen = number, seen
-        except BaseException as error:
-            self._cut_short(error)
-            raise
-
-    def append_one(
-        self, key: Hashable, entry: Entry, old: AnyEntry | None, *, last: bool
-    ) -> None:
-        """`append` of one entry in the place of *old*, the live one of *key*.
-
-        When it is the *last* that needs the lock (no file has to go), others need not
-        wait for what follows: it is given back, unless it was taken more than once.
-        """
-        # What is published one by one goes this way, so each call counts.
-        number = self.generation + 1
-        try:
-            seen = self._write(self._lines.line(entry, number))
-            if not entry.generation:
-                entry.generation = number
-            self.index.change(key, entry, old)
-            self.generation, self.seen = number, seen
-        except BaseException as error:
-            self._cut_short(error)
-            raise
-        if last and self._depth == 1:
-            self.leave()
-
-    def end_one(self, key: Hashable, text: bytes, old: AnyEntry) -> None:
-        """`end` of one key, whose entry is *old*."""
-        number = self.generation + 1
-        try:
-            seen = self._write(self._lines.ending([text], number))
-            self.index.end(key, old)
-            self.generation, self.seen = number, seen
-        except BaseException as error:
-            self._cut_short(error)
-            raise
-
-    def _cut_short(self, error: BaseException) -> None:
-        """A record may be written and not be known; unless the disk refused it."""
-        if not isinstance(error, errors.StoreError):
-            self.doubt()
 
     @property
     def wasteful(self) -> bool:
@@ -416,6 +315,7 @@ class Manifest(Tail):
             fd = self._home.open(NAME, flags)
         except OSError as error:
             raise self._refused(error, "could not be opened") from error
+        self._go_back()
         before = self._fd, self.word, self.index, self.generation, self._position
         try:
             self._fd = fd
@@ -444,7 +344,8 @@ class Manifest(Tail):
             self.id = header.id
             self._first = self.generation = header.generation
             # Births that were given here and not published yet count as well.
-            self._growing = Index(max(header.birth, self.index.birth))
+            given = max(header.birth, self.index.birth)
+            self._growing = Index(given, header.birth)
             self.word = self._map_word()
             self._position = self._start = len(line)
             if checkpointed:
@@ -469,7 +370,8 @@ class Manifest(Tail):
             return
         about = base.about
         try:
-            index = Index(max(about.birth, self._growing.birth), base, self._reread)
+            given = max(about.birth, self._growing.birth)
+            index = Index(given, about.birth, base, self._reread)
         except LOST as error:
             log.info("%s is not used: %s", self._home.join(INDEX), error)
             return
@@ -515,6 +417,7 @@ class Manifest(Tail):
         """
         if size < 0:
             size = os.lseek(self._fd, 0, os.SEEK_END)
+        self._go_back()
         begin = self._position
         if size < begin:  # a record was taken back: its fsync had failed
             self._reopen()
@@ -546,6 +449,7 @@ class Manifest(Tail):
         # One call less than to ask for the size first.
         if self._in_doubt:
             return
+        self._go_back()
         data = system.read(self._fd, self._position, FEW)
         word = self.word
         try:
@@ -554,6 +458,21 @@ class Manifest(Tail):
         except BaseException:
             self.doubt()
             raise
+
+    def _see_all(self) -> None:
+        """Read everything, with the lock held."""
+        # As mostly: nobody has said, or written, anything since; or it is the little
+        # that others publish one by one. The file's end is asked for because a writer
+        # may have died in its record, or between it and its word.
+        if self.word[1] != self.seen:
+            self._read_few()
+        sure = not self._suspect and self.generation % LOOK_EACH
+        if (
+            not sure
+            or self.word[1] != self.seen
+            or os.lseek(self._fd, 0, os.SEEK_END) != self._position
+        ):
+            self._prepare_to_write()
 
     def _prepare_to_write(self) -> None:
         """Read everything and cut off a torn tail (M2); called with the lock held."""

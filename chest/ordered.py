@@ -289,7 +289,7 @@ class _Places:
         birth = place >> TIES
         if self._keys[place] == key:
             return birth
-        return self._chest._next_birth() if last else min(birth, 1) - 1
+        return self._chest._next_birth() if last else min(birth, 0) - 1
 
     def follow(self) -> None:
         """Take over what has changed since."""

@@ -17,14 +17,15 @@ import xxhash
 
 from chest import errors
 
-__all__ = ["MAGIC", "Entry", "Header", "Lines", "Signer"]
+__all__ = ["MAGIC", "MARK", "Entry", "Header", "Lines", "Signer"]
 
 MAGIC = b"chest "
 VERSION = 1
 SECTOR = 512  # bytes; a disk writes at least so many, or none
 WORD = slice(8, 16)  # where the first line has the word for pollers
+MARK = b"\t"  # before a record's JSON text, in which it cannot be
 CHECK, SIGNED = 16, 32  # hexadecimal digits before a record: checksum, keyed hash
-MOST_PLAIN = 4096  # entries read at once; those of a counter are kept in vain
+MOST_PLAIN = 4096  # lines read at once
 
 Signer = Callable[[bytes, int], bytes]  # (JSON text, record's number) → 32 hex digits
 
@@ -64,7 +65,8 @@ class Entry(
     text : JSON value
         The key, as `chest.keys.encode` writes it.
     birth : int
-        Orders the keys; given when the key was first set.
+        Orders the keys; given when the key was first set. 0, of a value in the log: that
+        of the key's entry before, or one more than the highest of any record.
     name : str
         The value's file, relative to the chest's folder, ``/`` between folders.
     size : int
@@ -172,6 +174,10 @@ class Lines:
     def __init__(self, path: str, sign: Signer | None) -> None:
         self.path = path
         self._sign = sign
+        # (record, number) → the line of the record that is so many-th of the log.
+        self.line: Callable[[Entry | list[Entry], int], bytes] = _line
+        if sign is not None:
+            self.line = lambda record, number: self._checked(_encode(record), number)
 
     @property
     def unsigned(self) -> bool:
@@ -185,12 +191,9 @@ class Lines:
         line = b"%s%d %%08x %s %s\n" % (MAGIC, VERSION, body, self._check(body, 0))
         return line.replace(b"%08x", b"%08x" % (len(line) + 4), 1)
 
-    def line(self, record: Entry | list[Entry], number: int) -> bytes:
-        """The line of the record that is the *number*-th of the log."""
-        body = _encode(record)
-        if self._sign is not None:
-            return self._checked(body, number)
-        return _digest(body, number).encode() + b" " + body + b"\n"
+    def marked(self, record: Entry | list[Entry], number: int) -> bytes:
+        """`line`, with a `MARK`: nobody passes it over, who writes without reading."""
+        return self._checked(MARK + _encode(record), number)
 
     def ending(self, texts: Sequence[bytes], number: int) -> bytes:
         """The line of the record that ends the keys with these JSON texts."""
@@ -261,20 +264,29 @@ class Lines:
         except msgspec.MsgspecError:
             return None  # the last of them ends a key, others do not
 
-    def plain(self, data: bytes, start: int, number: int) -> tuple[list[Entry], int]:
+    def plain(
+        self, data: bytes, start: int, number: int
+    ) -> tuple[list[Entry], int, int]:
         """The entries of lines that speak of one key each, which is a str.
 
         Of *data* from *start* on, where the *number*-th record begins, up to a line that
-        needs `read` (signed, damaged, a list, a batch, the end of all keys), which begins
-        at the second that is returned; or up to the `MOST_PLAIN`-th.
+        needs `read` (signed, damaged, a list, a batch, the end of all keys): its number
+        and where it begins are returned as well; or up to the `MOST_PLAIN`-th. A counter
+        that the next line counts on is passed over.
         """
         found: list[Entry] = []
         find, digest, decode = data.find, _digest, _decode_entry
         most = 0 if self._sign is not None else number + MOST_PLAIN
+        same = b"\n"  # how the body of the last began, up to its value; no body does so
+        passed = -1  # where the line before begins, if it is passed over
         while number < most and (end := find(b"\n", start)) >= 0:
             body = data[start + CHECK + 1 : end]
             if not data.startswith(digest(body, number).encode() + b" ", start):
                 break
+            if body.startswith(same) and data.startswith(same, end + CHECK + 2):
+                # No file, no other place: nothing is left of it once the next is there.
+                passed, start, number = start, end + 1, number + 1
+                continue
             try:
                 entry = decode(body)
             except msgspec.MsgspecError:
@@ -283,10 +295,12 @@ class Lines:
                 break  # also where it speaks of many keys
             if not entry.generation:
                 entry.generation = number
+            same = body[: body.find(b',"z":') + 5] if entry.value is not None else b"\n"
             found.append(entry)
-            number += 1
-            start = end + 1
-        return found, start
+            passed, start, number = -1, end + 1, number + 1
+        if passed >= 0:  # the next is not there, as a whole
+            start, number = passed, number - 1
+        return found, number, start
 
     def is_check(self, check: bytes, body: bytes, number: int) -> bool:
         """Whether *check* is that of *body* as the *number*-th record."""
@@ -346,6 +360,12 @@ class Lines:
         if self._sign is not None:
             return self._sign(body, number)
         return _digest(body, number).encode()
+
+
+def _line(record: Entry | list[Entry], number: int) -> bytes:
+    """A record with a checksum."""
+    body = _encode(record)
+    return _digest(body, number).encode() + b" " + body + b"\n"
 
 
 def _is_torn(line: bytes, offset: int) -> bool:

@@ -135,7 +135,7 @@ class Replay:
                     rest = [_Line(len(head) + 1, tail), *rest]
                     break
         if header is not None:
-            self.id, self.index.birth = header.id, header.birth
+            self.id, self.index = header.id, Index(header.birth, header.birth)
         return header, rest
 
     def _header(self, line: bytes) -> Header | None:
@@ -255,7 +255,7 @@ class Replay:
         self.id = self.id or about.id
         self.generation = max(self.generation, about.generation)
         self.ended_all = about.generation
-        self.index = Index(max(self.index.birth, about.birth))
+        self.index = Index(max(self.index.birth, about.birth), about.birth)
         for record in about.batches:
             self._apply_batch(record)
         for entry in alone(self._table):
@@ -279,11 +279,11 @@ def _numbers(number: int, body: bytes) -> Iterator[int]:
 
 def _broken(line: bytes) -> Iterator[tuple[bytes, bytes]]:
     """The ways in which a line may be two, whose line feed is damaged."""
-    for match in re.finditer(rb"[0-9a-f]{16}(?:[0-9a-f]{16})? [\[{]", line):
+    for match in re.finditer(rb"[0-9a-f]{16}(?:[0-9a-f]{16})? \t?[\[{]", line):
         if match.start():
             yield line[: match.start() - 1], line[match.start() :]
 
 
 def _is_signed(line: bytes) -> bool:
     """Whether a line has a keyed check in front."""
-    return re.match(rb"[0-9a-f]{32} [\[{]", line) is not None
+    return re.match(rb"[0-9a-f]{32} \t?[\[{]", line) is not None

@@ -88,7 +88,7 @@ class Rewrite:
         self._batches = [
             (batch, bytes(batch.gone)) for batch in index.batches if batch.name in kept
         ]
-        self._birth, self._records = index.birth, index.records
+        self._birth, self._records = index.last_birth, index.records
         self._file_nbytes, self._count = index.file_nbytes, len(index)
         self._moved: Move | None = None
         self._log: Aside | None = None

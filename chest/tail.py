@@ -33,11 +33,18 @@ class Tail(LogFile):
     _growing: Index  # `index`, or the one that is being filled anew
     _in_doubt: bool  # what was read last, or published, is known in part
     _packs: Packs
+    _unread: tuple[int, int] | None  # the first place and number that were passed over
 
     def doubt(self) -> None:
         """Read everything anew before the next step: this one ended half-way."""
         # No word is like this one, so a writer does not take its short way either.
         self._in_doubt, self.seen = True, NO_WORD
+
+    def _go_back(self) -> None:
+        """Stand where the first record lies that was passed over, if one was."""
+        if self._unread is not None:
+            self._position, self.generation = self._unread
+            self._unread = None
 
     def _take_plain(self, data: bytes, begin: int) -> int:
         """Apply lines of one entry with a plain key each; where others begin in *data*.
@@ -46,15 +53,16 @@ class Tail(LogFile):
         """
         # The steps of `_take`, for what is published one by one: it is read by every
         # process that has the chest open.
-        number = self.generation
-        found, end = self._lines.plain(data, self._position - begin, number + 1)
+        number, end = self.generation + 1, self._position - begin
+        found, after, end = self._lines.plain(data, end, number)
         if found:
             changed, index = self.changed, self._growing
             for entry in found:
                 key = entry.text
                 changed.add(key)
                 index.change(key, entry, index.get(key))
-            self.generation, self._position = number + len(found), begin + end
+            index.records += after - number - len(found)
+            self.generation, self._position = after - 1, begin + end
         return end
 
     def _take_others(self, data: bytes, begin: int) -> None:

@@ -346,7 +346,7 @@ def test_records_of_one_plain_key_and_others_are_read_in_their_order(
     for key in keys:
         with writer.exclusive():
             entry = Entry(encode(key), writer.index.next_birth(), "name")
-            writer.append_one(key, entry, None, last=True)
+            writer.publish_one(key, entry, None, last=True)
     with writer.exclusive():
         writer.append([(key, Entry(key, gone="key")) for key in ("a", "b")])
     put(writer, "d")

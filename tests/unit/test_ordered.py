@@ -238,6 +238,7 @@ class TestPositions:
         assert other.first() == "a"
         noted = other.chest._manifest.index.journal
         for _ in range(30):
+            one.chest.incr("m")
             one.chest.incr("n")
         assert other.last() == "n"
         assert other.chest._manifest.index.journal is not noted
