@@ -165,12 +165,17 @@ class Pickle5:
         if file_id is None and not frame.is_sealed(source.data, MAGIC):
             return _load_legacy(source)
         footer = frame.open_footer(source, MAGIC, file_id)
+        if not footer.buffers:
+            whole = source.data[: footer.stop]
+            frame.check_skeleton(source, footer, [whole])
+            _check_python(source, footer.python)
+            return _decoded(source, whole)
         parts = list(frame.pieces(source, footer))
         frame.check_skeleton(source, footer, parts)
         if full or not source.mapped:
             frame.check_payloads(source, footer)
         _check_python(source, footer.python)
-        if not footer.buffers or not source.mapped:
+        if not source.mapped:
             _check_gaps(source, footer)
             return _decoded(source, source.data[: footer.stop])
         skeleton = _skeleton(parts, footer.buffers)
