@@ -219,7 +219,7 @@ class Engine(Packing):
         if self._on_miss is not None:
             self._on_miss(key)
         if type(entry) is not Packed:
-            return self._load_alone(key)
+            return self._load_alone(key, entry)
         # What `ReadTier.read`, `_admit` and `MemoryTier.came` do, without the calls and
         # without what only others need: the way of every small value that is read.
         spill, memory, values = self._spill, self._memory, self._values
@@ -260,9 +260,9 @@ class Engine(Packing):
             self.shrink()
         return value
 
-    def _load_alone(self, key: Hashable) -> Any:
+    def _load_alone(self, key: Hashable, entry: AnyEntry | None = None) -> Any:
         """`_load` for a value that has a file, or lies in the log."""
-        value, entry, loaded = self._read(key)
+        value, entry, loaded = self._read(key, None, entry)
         return self._admit(
             key, value, entry, loaded.weight, loaded.seconds, readonly=loaded.mapped
         )
@@ -273,12 +273,18 @@ class Engine(Packing):
             self._on_miss(key)
 
     def _read(
-        self, key: Hashable, mapped: str | None = None
+        self,
+        key: Hashable,
+        mapped: str | None = None,
+        entry: AnyEntry | None = None,
     ) -> tuple[Any, AnyEntry, Loaded]:
-        """Read the value of *key*, following it when others replace it meanwhile."""
+        """Read the value of *key*, following it when others replace it meanwhile.
+
+        *entry* is what the manifest has just said, if it was asked.
+        """
         before: AnyEntry | None = None
         for _ in range(MOST_LOOKS):
-            entry = self._manifest.index.get(key)
+            entry = entry or self._manifest.index.get(key)
             if entry is None:
                 raise KeyError(key)
             try:
@@ -291,7 +297,7 @@ class Engine(Packing):
                         raise
                     path = self._spill.store.home.join(entry.name)
                     raise missing(path, key, error) from error
-                before = entry
+                before, entry = entry, None
                 self.refresh()
                 continue
             if self._settings.available_disk is not None:
@@ -315,7 +321,8 @@ class Engine(Packing):
     ) -> Any:
         """Take a value that was read into memory, unless it is too large or too late."""
         memory = self._memory
-        with self.lock, self._whole():
+        self._acquire()
+        try:
             if key in self._values:
                 return self._values[key]  # another thread was quicker: one for all
             if not same(self._manifest.index.get(key), entry):
@@ -325,6 +332,11 @@ class Engine(Packing):
             slot.cost = entry.cost or seconds
             if readonly and is_readonly_array(value):
                 slot.fixed = True
+        except BaseException as error:
+            self._cut_short(error)
+            raise
+        finally:
+            self._unlock()
         if memory.used > memory.budget:
             self.shrink()
         return value

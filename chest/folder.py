@@ -138,6 +138,8 @@ class Folder:
 
     def join(self, name: str) -> str:
         """The full path of *name*."""
+        if system.POSIX:
+            return f"{self.path}/{name}"
         return os.path.join(self.path, *name.split("/"))
 
     # -- files -------------------------------------------------------------------------
@@ -152,19 +154,27 @@ class Folder:
         OSError
             As ``os.open``; ``ELOOP`` for a link, ``EINVAL`` for what is no plain file.
         """
-        at, last, opened = self._walk(name)
+        return self.opened(name, flags)[0]
+
+    def opened(self, name: str, flags: int = os.O_RDONLY) -> tuple[int, os.stat_result]:
+        """`open`, and what ``fstat`` says of the file."""
+        at: int | None = self._fd
+        last, opened = name, 0
+        if "/" in name or not system.POSIX:
+            at, last, opened = self._walk(name)
         try:
             fd = os.open(last, flags | _SAFE, self.file_mode, dir_fd=at)
         finally:
             if opened:
                 system.close(opened)
         try:
-            if not stat.S_ISREG(os.fstat(fd).st_mode):
+            status = os.fstat(fd)
+            if not stat.S_ISREG(status.st_mode):
                 raise OSError(errno.EINVAL, "not a regular file", self.join(name))
         except BaseException:
             system.close(fd)
             raise
-        return fd
+        return fd, status
 
     def create_temporary(self) -> tuple[int, str]:
         """A new file, open and locked by its descriptor, and its name.

@@ -112,8 +112,8 @@ class Packing(Ledger):
             births = [*map(born.__getitem__, named)]
             held, changes = [*map(memory.values.__getitem__, named)], memory.changes
         sizes = [*map(getsizeof, held)]
-        if max(sizes, default=0) > SMALL_NBYTES:
-            fits = [size <= SMALL_NBYTES for size in sizes]
+        if max(sizes, default=0) > PACKED_NBYTES:
+            fits = [*map(_may_be_small, held, sizes)]
             named, births, held, sizes = (
                 [*itertools.compress(column, fits)]
                 for column in (named, births, held, sizes)
@@ -215,7 +215,7 @@ class Packing(Ledger):
             birth, data = next(known) if slot.dirty else 0, None
             if (
                 slot.dirty
-                and slot.nbytes <= SMALL_NBYTES
+                and _may_be_small(value, slot.nbytes)
                 and (slot.options is None or slot.options in ORDINARY)
             ):
                 data = dumps(value)
@@ -489,3 +489,11 @@ class Packing(Ledger):
 
     def _written_more(self) -> None:
         """Called after a publication, without a lock."""
+
+
+def _may_be_small(value: Any, nbytes: int) -> bool:
+    """Whether the pickle of a value of *nbytes* in memory may fit into a pack."""
+    if nbytes <= PACKED_NBYTES or nbytes > SMALL_NBYTES:
+        return nbytes <= PACKED_NBYTES
+    # A pickled text or bytes takes no less than one byte for each that it has.
+    return type(value) not in (str, bytes) or len(value) <= PACKED_NBYTES

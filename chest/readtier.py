@@ -13,8 +13,8 @@ import time
 import weakref
 from collections.abc import Hashable
 from mmap import mmap
-from typing import NamedTuple
 
+import msgspec
 import xxhash
 
 from chest import errors
@@ -40,7 +40,7 @@ FEWEST_TRUSTED, MOST_SHRUNK = 4096, 4  # bytes; times the file that a value may 
 MOST_TENSORS = 1 << 16  # files known to hold tensors, 100 bytes each
 
 
-class Loaded(NamedTuple):
+class Loaded(msgspec.Struct, gc=False):
     """A value read back."""
 
     value: object

@@ -286,15 +286,15 @@ def open_footer(source: Source, magic: bytes, file_id: str | None) -> Footer:
         It is whole, and written by a newer chest.
     """
     data = source.data
-    if not is_sealed(data, magic):
+    end = data.nbytes - TRAILER.size
+    if end < 0 or (trailer := TRAILER.unpack_from(data, end))[-1] != magic:
         raise corrupt(
             source, "its end is missing, it was cut short or is no value file"
         )
-    size = data.nbytes
-    at, length, check, stop, _ = TRAILER.unpack(data[size - TRAILER.size :])
-    if at != stop or at + length != size - TRAILER.size:
+    at, length, check, stop, _ = trailer
+    if at != stop or at + length != end:
         raise corrupt(source, "its length is not what was written")
-    text = data[at : at + length]
+    text = data[at:end]
     if xxhash.xxh3_64_intdigest(text) & 0xFFFFFFFF != check:
         raise corrupt(source, "the checksum of its footer is wrong")
     try:

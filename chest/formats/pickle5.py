@@ -44,9 +44,9 @@ __all__ = ["Pickle5", "undecodable", "unpickle"]
 
 MAGIC = b"CHESTPK1"
 LARGE = 1 << 16  # bytes; from here on the C pickler hands buffers over uncopied
-LARGEST_FRAME = 1 << 18  # what is longer is one bytes or str object, not opcodes
 SHORT_BINBYTES, POP = b"C", b"0"
 BINBYTES, BINBYTES8, BYTEARRAY8 = b"B", b"\x8e", b"\x96"
+BINUNICODE, BINUNICODE8 = b"X", b"\x8d"
 NEXT_BUFFER, READONLY_BUFFER = b"\x97", b"\x98"
 # How a pickle names these: an opcode for short strings, the length, the string.
 MAIN = b"\x8c\x08__main__"
@@ -165,12 +165,17 @@ class Pickle5:
         if file_id is None and not frame.is_sealed(source.data, MAGIC):
             return _load_legacy(source)
         footer = frame.open_footer(source, MAGIC, file_id)
+        if not footer.buffers:
+            whole = source.data[: footer.stop]
+            frame.check_skeleton(source, footer, [whole])
+            _check_python(source, footer.python)
+            return _decoded(source, whole)
         parts = list(frame.pieces(source, footer))
         frame.check_skeleton(source, footer, parts)
         if full or not source.mapped:
             frame.check_payloads(source, footer)
         _check_python(source, footer.python)
-        if not footer.buffers or not source.mapped:
+        if not source.mapped:
             _check_gaps(source, footer)
             return _decoded(source, source.data[: footer.stop])
         skeleton = _skeleton(parts, footer.buffers)
@@ -222,10 +227,10 @@ class _File:
         if isinstance(data, pickle.PickleBuffer):
             self._write_buffer(data.raw())
             return
-        self.flush()
-        self._last = data
-        if len(data) > LARGEST_FRAME:
-            return
+        before, self._last = self._last, data
+        self.body.add(before)
+        if len(data) >= LARGE and before.endswith(_large_headers(len(data))):
+            return  # one text or bytes, no opcodes
         if self.plain and MAIN in data:
             raise _NeedsCloudpickle
         if CLOUDPICKLE in data:
@@ -259,6 +264,19 @@ def _header(size: int, *, readonly: bool) -> bytes:
     if size < 1 << 32:
         return BINBYTES + size.to_bytes(4, "little")
     return BINBYTES8 + size.to_bytes(8, "little")
+
+
+def _large_headers(size: int) -> tuple[bytes, ...]:
+    """The opcodes in front of a text or bytes, which are handed over by themselves."""
+    wide = size.to_bytes(8, "little")
+    headers: tuple[bytes, ...] = (
+        BINUNICODE8 + wide,
+        BINBYTES8 + wide,
+        BYTEARRAY8 + wide,
+    )
+    if size < 1 << 32:
+        headers += (BINUNICODE + wide[:4], BINBYTES + wide[:4])
+    return headers
 
 
 def _pad(end: int, header: int) -> bytes:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from chest.sizing.walk import Handler, Walk
 
-__all__ = ["attributes", "handle", "instance", "opaque", "shallow"]
+__all__ = ["attributes", "handle", "instance", "opaque", "reachable", "shallow"]
 
 REACH: Final = 4096  # entries of a dict, set or deque within which a sample is drawn
 GC_HEADER: Final = 16  # bytes before each object the collector tracks
@@ -97,6 +97,14 @@ def attributes(walk: Walk, value: Any) -> None:
 
 
 def instance(walk: Walk, value: Any) -> None:
+    """Count an object of which nobody knows anything."""
+    reachable(walk, value)
+    if walk.top and _tells(value):
+        # Of memory that the collector knows nothing of, as a library's or a device's.
+        walk.at_least(getsizeof(value))
+
+
+def reachable(walk: Walk, value: Any) -> None:
     """Count an object by what the garbage collector knows that it holds."""
     held = [child for child in gc.get_referents(value) if not isinstance(child, type)]
     # Attributes that have not been made a dict lie in an array of their own.
@@ -106,9 +114,6 @@ def instance(walk: Walk, value: Any) -> None:
         len(held),
         lambda walk, wanted: [held[i] for i in walk.positions(len(held), wanted)],
     )
-    if walk.top and _tells(value):
-        # Of memory that the collector knows nothing of, as a library's or a device's.
-        walk.at_least(getsizeof(value))
 
 
 def _function(walk: Walk, value: Any) -> None:

@@ -172,6 +172,13 @@ def _arrow_buffer(walk: Walk, value: Any) -> None:
         walk.buffer(value.address, value.size)
 
 
+def _pandas(value: Any) -> Handler | None:
+    """Frames, series and indices hold arrays, all of which the walk meets."""
+    # Asking for their size would make a series of each column, and read every text.
+    told_by = getattr(type(value).__sizeof__, "__module__", "")
+    return kinds.reachable if told_by.startswith("pandas.") else None
+
+
 def _polars(value: Any) -> Handler | None:
     return _estimated if hasattr(value, "estimated_size") else None
 
@@ -212,6 +219,7 @@ def _zarr(value: Any) -> Handler | None:
 CHOOSERS: Final[dict[str, Callable[[Any], Handler | None]]] = {
     "numpy": _numpy,
     "pyarrow": _arrow,
+    "pandas": _pandas,
     "polars": _polars,
     "torch": _torch,
     "PIL": _pillow,

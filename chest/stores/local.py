@@ -308,7 +308,7 @@ class LocalStore:
         """
         path = self.home.join(name)
         try:
-            fd = self.home.open(name)
+            fd, status = self.home.opened(name)
         except OSError as error:
             if error.errno == errno.ENOENT:
                 raise
@@ -324,8 +324,7 @@ class LocalStore:
                 ) from error
             raise refused(error, path, "could not be opened", key) from error
         try:
-            status = os.fstat(fd)
-            if runs_code:
+            if runs_code and self._private:
                 self.check_private(path, status, key)
             if size is not None and status.st_size != size:
                 msg = (
@@ -337,28 +336,20 @@ class LocalStore:
                     key=key,
                     path=path,
                 )
-            if private:
+            if private or status.st_size < MAP_FROM:
                 data = memoryview(system.read_all(fd, 0, status.st_size))
                 return Source(path, data, False, False, key)
-            return self._source(fd, status.st_size, path, key, mapped)
+            # Even a value that may keep no slices is decoded from a map: reading the
+            # file first would hold it in memory twice.
+            writable = mapped == "copy"
+            data = system.map_file(fd, status.st_size, writable=writable)
+            return Source(path, data, mapped is not None, writable, key)
         except OSError as error:
             if isinstance(error, errors.ChestError):
                 raise
             raise refused(error, path, "could not be read", key) from error
         finally:
             system.close(fd)
-
-    def _source(
-        self, fd: int, size: int, path: str, key: object, mapped: str | None
-    ) -> Source:
-        if size < MAP_FROM:
-            data = memoryview(system.read_all(fd, 0, size))
-            return Source(path, data, False, False, key)
-        # Even a value that may keep no slices is decoded from a map: reading the file
-        # first would hold it in memory twice.
-        writable = mapped == "copy"
-        data = system.map_file(fd, size, writable=writable)
-        return Source(path, data, mapped is not None, writable, key)
 
     def delete(self, name: str) -> bool:
         """Remove what no record holds any more; no error when it is gone.

@@ -143,7 +143,7 @@ def read_all(fd: int, offset: int, size: int) -> bytes:
     OSError
         The disk refused.
     """
-    data = read(fd, offset, size)
+    data = os.pread(fd, size, offset) if POSIX else read(fd, offset, size)
     if len(data) == size or not data:
         return data
     pieces = [data]

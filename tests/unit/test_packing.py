@@ -8,6 +8,7 @@ import tracemalloc
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
+from sys import getsizeof
 from typing import Any
 
 import numpy as np
@@ -116,6 +117,25 @@ def test_what_is_large_or_has_options_of_its_own_is_not_packed(chest_dir: Path) 
         }
         assert c["code"]() == 5
         assert c["data"] == [1]
+
+
+def test_what_cannot_become_small_is_not_pickled_to_see_it(
+    chest_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    large = {f"l{i}": letter * 70_000 for i, letter in enumerate(["a", b"b"])}
+    wide = {f"w{i}": "a" * 40_000 + "\u4e00" for i in range(FEWEST_PACKED)}
+    pickled: list[Any] = []
+    monkeypatch.setattr(
+        "chest.packing._dumps", lambda v: (pickled.append(v), pickle.dumps(v, 5))[1]
+    )
+    with Chest(large | wide, chest_dir) as c:
+        c.flush()
+        assert sorted(os.listdir(chest_dir))[2:] == [*large]
+        assert len(packs_in(chest_dir)) == 1
+        assert all(getsizeof(value) > 70_000 for value in wide.values())
+        assert pickled == [*wide.values()]
+    with Chest(chest_dir) as c:
+        assert dict(c) == large | wide
 
 
 @pytest.mark.parametrize("kind", [bytes, list])

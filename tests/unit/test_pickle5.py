@@ -337,6 +337,30 @@ def test_classes_of_main_are_pickled_by_value(path, monkeypatch):
     assert b"Point" in path.read_bytes()
 
 
+LARGE_TEXTS = ["a" * LARGE, b"a" * LARGE, bytearray(LARGE), "é" * 300_000]
+
+
+@pytest.mark.parametrize("text", LARGE_TEXTS, ids=lambda text: type(text).__name__)
+def test_classes_of_main_are_found_around_large_texts(path, monkeypatch, text):
+    main = types.ModuleType("__main__")
+    exec("class Point:\n    def one(self):\n        return 1\n", vars(main))
+    monkeypatch.setitem(sys.modules, "__main__", main)
+    for value in ([main.Point(), text], [text, main.Point()], [text, main.Point, text]):
+        assert dump(FORM, value, path).python == sys.version_info.minor
+        assert load(FORM, path)[value.index(text)] == text
+
+
+@pytest.mark.parametrize("text", LARGE_TEXTS, ids=lambda text: type(text).__name__)
+def test_nothing_is_looked_for_in_large_texts(path, monkeypatch, text):
+    marks = [pickle5.MAIN, pickle5.CLOUDPICKLE, pickle5.CODE]
+    value = bytes(text, "utf-8") if isinstance(text, str) else bytes(text)
+    value = b"".join(marks) + value
+    monkeypatch.setattr(pickle5, "_cloud_pickler", None)
+    for each in (value, bytearray(value), [value, value[::-1]]):
+        assert dump(FORM, each, path).python is None
+        assert load(FORM, path) == each
+
+
 def test_importable_classes_are_pickled_by_name(path):
     assert dump(FORM, Local(3), path).python is None
     assert load(FORM, path).double() == 6

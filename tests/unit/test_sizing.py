@@ -457,6 +457,27 @@ def test_frames_count_what_they_keep_alive():
     assert measure(frame)[1].items() >= measure(frame["a"])[1].items()
 
 
+def test_frames_are_not_asked_for_their_size_which_takes_long(monkeypatch):
+    pd = pytest.importorskip("pandas")
+    frame = pd.DataFrame({c: np.arange(10_000) for c in "abcde"})
+    for kind in (pd.DataFrame, pd.Series, pd.Index):
+        monkeypatch.setattr(kind, "memory_usage", lambda *_, **__: 1 << 40)
+
+    assert 400_000 <= nbytes(frame) < 410_000
+    assert 80_000 <= nbytes(frame["a"]) < 410_000
+    assert 80_000 <= nbytes(pd.Index(np.arange(10_000))) < 90_000
+
+
+def test_frames_of_classes_that_hold_more_are_asked():
+    pd = pytest.importorskip("pandas")
+
+    class OnDevice(pd.DataFrame):
+        def __sizeof__(self):
+            return 1 << 30
+
+    assert nbytes(OnDevice({"a": [1]})) >= 1 << 30
+
+
 @pytest.mark.parametrize("dtype", [object, "str", "string[pyarrow]", "category"])
 def test_columns_of_text_are_counted(dtype):
     pd = pytest.importorskip("pandas")
