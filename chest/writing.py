@@ -13,7 +13,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from chest import errors, lifetime, system
 from chest.batches import Batch, dead_places
 from chest.index import AnyEntry
-from chest.log import IS_MOVED, NO_WORD, word_at
+from chest.log import IS_MOVED, word_at
 from chest.records import MARK, Entry
 from chest.system import locks
 from chest.tail import Tail
@@ -180,7 +180,7 @@ class Writing(Tail):
         if not self.generation % LOOK_EACH:
             self._check_there()
         if self._unread is None:
-            self._unread, self.seen = (begin, self.generation), NO_WORD
+            self._unread = begin, self.generation
         self._position, self.generation = size, self.generation + data.count(b"\n")
         return True
 

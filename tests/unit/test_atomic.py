@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from chest import Chest, errors, expiry
+from chest import Chest, errors, expiry, records
 from chest.conditional import ABSENT, discard_if
 from chest.manifest import Manifest
 
@@ -746,3 +746,79 @@ class TestWithoutSlots:
         one["c"] = 3
         one.sync()
         assert [*other.items()] == [("a", 2), ("c", 3)]
+
+
+def test_a_set_beside_others_reads_nothing_of_theirs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = Chest(tmp_path / "c", publish="each")
+    other = Chest(tmp_path / "c", publish="each")
+    with one, other:
+        decoded: list[bytes] = []
+        decode = records._decode_entry
+        monkeypatch.setattr(
+            records, "_decode_entry", lambda body: decoded.append(body) or decode(body)
+        )
+        for number in range(100):
+            one[f"one {number}"] = number
+            other[f"other {number}"] = number
+        assert not decoded
+        assert len(one) == len(other) == 200
+        assert [*one.items()] == [*other.items()]
+        assert [*one][:3] == ["one 0", "other 0", "one 1"]
+        assert one["other 99"] == 99
+
+
+@pytest.mark.parametrize("there", ["memory", "file", "pack", "deadline"])
+def test_what_has_to_be_known_is_read_before_a_set(there: str, tmp_path: Path) -> None:
+    """Not only the value is replaced: so are its file, its deadline, what memory has."""
+    path = tmp_path / "c"
+    with Chest(path, publish="each") as one, Chest(path) as other:
+        if there == "pack":
+            one.set_many({f"{number}": "pack" for number in range(100)})
+            one.flush()
+        elif there == "file":
+            one["7"] = "x" * 5_000
+            one.flush()
+        elif there == "deadline":
+            one.set("7", 1, ttl=1e6)
+        else:
+            one["7"] = [1]
+        other["y"] = 1
+        other.sync()
+        one["7"] = "new"
+        other["z"] = 2
+        other.sync()
+        assert one["7"] == other["7"] == "new"
+        assert one.expires("7") is None
+        assert [*one.items()] == [*other.items()]
+        one.flush()
+        names = {one.entry(key).name for key in one}
+        assert names >= {each.name for each in path.iterdir()} - {".keys", ".host"}
+
+
+def test_a_counter_counts_on_whatever_becomes_of_it(tmp_path: Path) -> None:
+    """The number of the last increment is used only while nobody changed it."""
+    with Chest(tmp_path / "c") as c, Chest(tmp_path / "c") as other:
+        assert [c.incr("n") for _ in range(3)] == [1, 2, 3]
+        assert other.incr("n") == 4
+        assert c.incr("n") == 5
+        c["n"] = 10
+        assert c.incr("n") == 11
+        c.flush()
+        assert c.incr("n", 2.5) == 13.5
+        assert c.incr("n", -3.5) == 10
+        del other["n"]
+        assert c.incr("n") == 1
+        assert c.incr("m") == 1
+        assert c["n"] + c.incr("n") == 3
+        assert c.incr("n") == 3
+        assert c.incr("n", 10**400) == 10**400 + 3
+        assert c.incr("n", -(10**400)) == 3
+        c.touch("n", ttl=1e6)
+        assert [c.incr("n"), c.incr("n")] == [4, 5]
+        assert c.expires("n") is not None
+        c.compact()
+        assert c.incr("n") == 6
+        assert c.transact(lambda t: t["n"]) == other["n"] == 6
+        assert c.memory_usage <= c.available_memory

@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 
-from chest import errors
+from chest import errors, records, writing
 from chest.folder import Folder
 from chest.keys import encode, line
 from chest.manifest import LOOK_EACH, Manifest
 from chest.packs import Packs
 from chest.records import Entry
+from chest.rewrite import CHECKPOINT_FROM
 from chest.stores.local import LocalStore
 
 Open = Callable[..., Manifest]
@@ -406,3 +407,225 @@ def test_damage_behind_whole_records_is_named_by_its_own_byte(
     path.write_bytes(whole)
     reader.tail()
     assert live(reader) == ["a", "b", "c"]
+
+
+# -- one value at a time ---------------------------------------------------------------
+
+
+def count(manifest: Manifest, number: int) -> bool:
+    """Publish the next number of a counter; whether nobody was quicker."""
+    old = manifest.index.get("n")
+    birth = old.birth if old else manifest.index.next_birth()
+    entry = Entry("n", birth, size=1, nbytes=28, value=b"%d" % number)
+    return manifest.publish_one("n", entry, old, last=True)
+
+
+def count_to(manifest: Manifest, last: int) -> None:
+    for number in range(last + 1):
+        with manifest.exclusive():
+            assert count(manifest, number)
+
+
+def set_unseen(manifest: Manifest, key: str) -> bool:
+    return manifest.publish_unseen(Entry(key, size=1, nbytes=28, value=b"x"))
+
+
+def births(manifest: Manifest) -> dict[Any, int]:
+    manifest.tail()
+    return {key: entry.birth for key, entry in manifest.index.items()}
+
+
+def append_bytes(manifest: Manifest, data: bytes) -> None:
+    """What a writer that was killed has left behind the last record."""
+    with open(manifest.path, "ab") as log:
+        log.write(data)
+
+
+def test_who_publishes_one_value_is_told_that_others_were_quicker(opened: Open) -> None:
+    one, other = opened(), opened()
+    count_to(one, 1)
+    assert not count(other, 1)
+    assert not other.is_held_here()
+    other.tail()
+    assert count(other, 2)
+    assert births(one) == births(other) == {"n": 1}
+    assert one.index.entries["n"].value == b"2"
+
+
+def test_a_counter_that_is_counted_on_is_not_decoded(
+    opened: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer, reader = opened(), opened()
+    count_to(writer, 19)
+    put(writer, "a")
+    decoded: list[bytes] = []
+    decode = records._decode_entry
+    monkeypatch.setattr(
+        records, "_decode_entry", lambda body: decoded.append(body) or decode(body)
+    )
+    reader.tail()
+    assert len(decoded) == 3  # the first, the last, and the other key
+    assert reader.index.entries["n"].value == b"19"
+    assert reader.generation == writer.generation == 21
+    assert reader.index.records == writer.index.records == 21
+
+
+@pytest.mark.parametrize("torn", [0, 1, 20, 40, -1])
+def test_a_counter_is_read_where_the_next_record_is_torn(
+    opened: Open, torn: int
+) -> None:
+    writer, spare = opened(), opened()
+    count_to(writer, 4)
+    entry = Entry("n", 1, size=1, nbytes=28, value=b"5")
+    line = writer._lines.line(entry, writer.generation + 1)
+    append_bytes(writer, line[:torn])
+    spare.tail()
+    assert spare.index.entries["n"].value == b"4"
+    with writer.exclusive():  # which cuts it off
+        assert count(writer, 5)
+    for each in (spare, writer, opened()):
+        each.tail()
+        assert each.index.entries["n"].value == b"5"
+        assert each.generation == 6
+
+
+def test_a_damaged_record_behind_a_counter_is_an_error(opened: Open) -> None:
+    """M3: also where the counter itself is passed over."""
+    writer, reader = opened(), opened()
+    count_to(writer, 4)
+    data = Path(writer.path).read_bytes()
+    at = data.rindex(b'"v":"') + 5
+    Path(writer.path).write_bytes(data[:at] + b"A" + data[at + 1 :])
+    with pytest.raises(errors.CorruptChestError):
+        reader.tail()
+
+
+def test_a_writer_passes_over_values_of_others(opened: Open) -> None:
+    one, other = opened(), opened()
+    for key in "abc":
+        count_to(other, 2)
+        assert set_unseen(one, key)
+        assert set_unseen(one, key.upper())
+    assert live(one) == []
+    assert one.word[1] != one.seen
+    assert births(one) == births(other) == births(opened())
+    assert [*births(one)] == ["n", "a", "A", "b", "B", "c", "C"]
+    assert one.generation == other.generation == 15
+
+
+def test_a_value_set_unseen_keeps_the_place_that_others_gave_its_key(
+    opened: Open,
+) -> None:
+    one, other = opened(), opened()
+    assert set_unseen(other, "a")
+    assert set_unseen(other, "b")
+    assert set_unseen(one, "a")
+    assert births(one) == births(other) == births(opened()) == {"a": 1, "b": 2}
+
+
+@pytest.mark.parametrize("what", ["file", "deadline", "batch"])
+def test_a_writer_reads_what_speaks_of_files_and_deadlines(
+    opened: Open, what: str
+) -> None:
+    one, other = opened(), opened()
+    fields: dict[str, Any] = {"value": b"1", "size": 1}
+    if what == "deadline":
+        fields["expires"] = 4e9
+    with other.exclusive():
+        pairs = [("k", Entry("k", 1, **({"name": "k"} if what == "file" else fields)))]
+        if what == "batch":
+            pairs.append(("l", Entry("l", 2, **fields)))
+        other.append(pairs)
+    assert not set_unseen(one, "a")
+    assert not one.is_held_here()
+    one.tail()
+    assert live(one) == live(other)
+
+
+def test_a_writer_does_not_pass_over_a_record_that_was_not_announced(
+    opened: Open,
+) -> None:
+    """Its writer may have been killed in it."""
+    one, other = opened(), opened()
+    for data in (b"0123456789abcdef {", other._lines.line(Entry("k", 1, "k"), 1)):
+        append_bytes(other, data)
+        assert not set_unseen(one, "a")
+        with one.exclusive():
+            pass
+    assert set_unseen(other, "b")
+    assert [*births(one)] == ["k", "b"]
+
+
+def test_a_writer_that_passes_over_goes_to_the_log_that_took_its_place(
+    opened: Open,
+) -> None:
+    one, other = opened(), opened()
+    assert set_unseen(other, "a")
+    assert set_unseen(one, "b")
+    with other.exclusive():
+        other.compact()
+    assert not set_unseen(one, "c")
+    one.tail()
+    assert set_unseen(one, "c")
+    assert births(one) == births(other) == {"a": 1, "b": 2, "c": 3}
+
+
+def test_a_writer_does_not_pass_over_without_end(
+    opened: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writing, "MOST_UNSEEN", 300)
+    one, other = opened(), opened()
+    done = [set_unseen(each, f"{key}") for key in range(4) for each in (one, other)]
+    assert done[:2] == [True, True]
+    assert not all(done)
+
+
+def test_births_agree_whatever_a_log_is_read_from(opened: Open) -> None:
+    """The last born is gone again before the log, and its checkpoint, are written anew."""
+    one, other = opened(), opened()
+    for key in range(CHECKPOINT_FROM + 10):
+        assert set_unseen(one, f"{key}")
+        if not key % 3000:
+            assert set_unseen(other, f"{key}")
+    for _ in range(3):
+        one.tail()
+        remove(one, live(one)[-1])
+    one.index.next_birth()  # of a key that is not published yet
+    with one.exclusive():
+        rewrite = one.rewrite()
+        rewrite.write(log=False)
+        assert one.take(rewrite)
+    late = [opened()]
+    assert late[0].index.base is not None
+    for number, each in enumerate([other, *late, one]):
+        each.tail()
+        assert set_unseen(each, f"new {number}")
+    with one.exclusive():
+        one.compact()
+    assert set_unseen(other, "last") is False
+    known = births(one)
+    assert births(other) == births(late[0]) == births(opened()) == known
+    assert [*known][-3:] == ["new 0", "new 1", "new 2"]
+    assert known["new 0"] == CHECKPOINT_FROM + 11
+
+
+@pytest.mark.parametrize("error", [OSError(28, "full"), KeyboardInterrupt()])
+def test_a_value_that_could_not_be_set_unseen_is_not_there(
+    opened: Open, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    one, other = opened(), opened()
+    assert set_unseen(other, "a")
+
+    def refuse(*_: object) -> int:
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr("chest.log.os.pwrite", refuse)
+        with pytest.raises((errors.StoreError, KeyboardInterrupt)):
+            set_unseen(one, "b")
+    assert not one.is_held_here()
+    assert set_unseen(other, "c")
+    with one.exclusive():
+        pass
+    assert births(one) == births(other) == {"a": 1, "c": 2}
+    assert set_unseen(one, "d")
