@@ -237,7 +237,11 @@ class Chest(Arrays, Atomic):
         records, entry = index.records, index.find(key)
         if entry is not None:
             return self._load(key, entry, index, records)
-        return self._values[key]  # unless another thread has just brought it: KeyError
+        try:
+            return self._values[key]  # another thread may just have brought it
+        except KeyError:
+            self._check_open()  # or closed the chest, and memory is empty
+            raise
 
     def get(self, key: Hashable, default: Any = None) -> Any:
         """The value of *key*, or *default* when there is no such key; as ``c[key]``.
@@ -256,7 +260,10 @@ class Chest(Arrays, Atomic):
             index = self._manifest.index
             records, entry = index.records, index.find(key)
             if entry is None:
-                return self._values.get(key, default)
+                value = self._values.get(key, default)
+                if self._closed:  # by another thread: memory is empty
+                    self._refuse()
+                return value
             return self._load(key, entry, index, records)
         except KeyError:  # another thread has just deleted it
             return default
@@ -396,13 +403,17 @@ class Chest(Arrays, Atomic):
         """Whether *key* is there; O(1), nothing is read."""
         if self._word[1] != self._seen:
             self.refresh()
-        return key in self._values or self._manifest.index.has(key)
+        found = key in self._values or self._manifest.index.has(key)
+        if not found and self._closed:  # as in `get`
+            self._refuse()
+        return found
 
     def popitem(self) -> tuple[Any, Any]:
         """Remove the key that came last, and return it with its value."""
         while True:
             self._look()
             with self.lock:
+                self._check_open()
                 key = self._last()
             with contextlib.suppress(KeyError):  # somebody else took it: the next one
                 return key, self.pop(key)
@@ -413,12 +424,14 @@ class Chest(Arrays, Atomic):
         """The keys in the order in which they were first set, as they are now."""
         self._look()
         with self.lock:
+            self._check_open()
             return iter(self._ordered())
 
     def __reversed__(self) -> Iterator[Any]:
         """The keys, the last one first."""
         self._look()
         with self.lock:
+            self._check_open()
             return reversed(self._ordered())
 
     def clear(self) -> None:
@@ -498,7 +511,8 @@ class Chest(Arrays, Atomic):
             if os.path.isdir(self.path):
                 reopen(type(self), self.path, self._settings).drop()
             return
-        self._remove_files()
+        with self.lock:  # lest another thread finds it open, without its files
+            self._remove_files()
         self._remove_folder()
 
     # -- lifetime ----------------------------------------------------------------------

@@ -51,6 +51,7 @@ __all__ = ["Engine", "is_readonly_array"]
 log = logging.getLogger("chest")
 
 MISSING: Any = object()
+MOST_SWEEPS = 5  # times that a temporary folder is removed
 MOST_LOOKS = 100  # times a reader follows a key that others keep replacing
 
 
@@ -239,10 +240,11 @@ class Engine(Packing):
             if key in values:
                 return values[key]  # another thread was quicker
             now = self._manifest.index
-            if (now is not index or now.records != records) and not same(
-                now.get(key), entry
+            if self._closed or (
+                (now is not index or now.records != records)
+                and not same(now.get(key), entry)
             ):
-                pass  # replaced meanwhile: it is the caller's only
+                pass  # closed, or replaced, meanwhile: it is the caller's only
             elif buffers is None and plain <= memory.budget:
                 if memory.newest or memory.touched:
                     memory.note()
@@ -280,6 +282,7 @@ class Engine(Packing):
         for _ in range(MOST_LOOKS):
             entry = self._manifest.index.get(key)
             if entry is None:
+                self._check_open()  # else it was in memory, which is empty now
                 raise KeyError(key)
             try:
                 loaded = self._spill.read(key, entry, mapped or self._mapped(entry))
@@ -318,7 +321,7 @@ class Engine(Packing):
         with self.lock, self._whole():
             if key in self._values:
                 return self._values[key]  # another thread was quicker: one for all
-            if not same(self._manifest.index.get(key), entry):
+            if self._closed or not same(self._manifest.index.get(key), entry):
                 return value
             options = (entry.format, entry.mapped)
             slot = memory.put_clean(key, value, weight, entry, None, options)
@@ -378,7 +381,10 @@ class Engine(Packing):
         self._spill.close()
         self._word = Changed()
         if not self._explicitly_given_path and self._pid == os.getpid():
-            shutil.rmtree(self.path, ignore_errors=True)
+            for _ in range(MOST_SWEEPS):  # a thread may just be making a file in it
+                shutil.rmtree(self.path, ignore_errors=True)
+                if not os.path.isdir(self.path):
+                    break
 
     def _remove_files(self) -> None:
         """Delete what chest made in the folder, and close."""

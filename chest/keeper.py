@@ -174,7 +174,7 @@ class Keeper(Face):
                     self._memory.keep(slot)
         self._give_back(leaving)
         self._spills += len(victims) - len(failed)
-        for slot, error in failed:
+        for slot, error in () if self._closed else failed:
             warnings.warn(
                 f"{short(slot.key)} stays in memory, over the budget of {self.path}: "
                 f"{error}",

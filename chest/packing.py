@@ -439,7 +439,7 @@ class Packing(Ledger):
         try:
             with self._written_aside(log=False) as rewrite, self._publishing():
                 self._manifest.take(rewrite)
-        except errors.StoreError as error:
+        except (errors.StoreError, errors.ClosedError) as error:
             log.info("no checkpoint was taken up: %s", error)
 
     @contextlib.contextmanager
@@ -458,6 +458,9 @@ class Packing(Ledger):
                     rewrite, poor = self._begin_rewrite()
                 self._write_aside(rewrite, poor if moving else (), log=log)
             yield rewrite
+        except OSError:
+            self._check_open()  # a temporary folder goes when its chest is closed
+            raise
         finally:
             rewrite.discard()
 

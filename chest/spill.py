@@ -184,6 +184,7 @@ class SpillTier(ReadTier):
         try:
             draft = self.store.folder_draft() if folder else self.store.draft()
         except errors.DroppedError:
+            self.store.home.check_open()  # as below
             raise
         except OSError as error:
             path = self.store.home.path
@@ -192,8 +193,9 @@ class SpillTier(ReadTier):
             if isinstance(draft, FolderDraft):
                 return self._encode_array(job, draft)
             return self._encode(job, draft)
-        except OSError as error:
+        except (OSError, errors.CorruptError) as error:
             draft.discard()
+            self.store.home.check_open()  # a temporary folder goes when it is closed
             if isinstance(error, errors.ChestError):
                 raise
             raise refused(error, draft.path, "could not be written", job.key) from error
@@ -354,7 +356,7 @@ class SpillTier(ReadTier):
                     self.packs.delete(name)
                 elif not self.store.delete(name) and name.startswith(TEMPORARY):
                     self._left.add(name)  # a name that nobody else will have
-            except OSError as error:
+            except (OSError, errors.ClosedError) as error:
                 log.info("%s is left: %s", self.store.home.join(name), error)
 
     def check_storable(self, key: Hashable, value: object, form: str) -> None:
