@@ -211,6 +211,8 @@ def _hashable(key: Any) -> Hashable:
     """A key as it was before JSON made a list of its tuple."""
     if isinstance(key, list):
         return tuple([_hashable(part) for part in key])
+    if isinstance(key, float) and key != key:
+        key = keys.NAN
     keys.encode(key)
     return key  # type: ignore[no-any-return]
 
