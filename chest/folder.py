@@ -133,7 +133,10 @@ class Folder:
         twin = Folder.__new__(Folder)
         twin.path, twin.network = self.path, self.network
         twin.file_mode, twin.folder_mode = self.file_mode, self.folder_mode
-        twin._fd, twin._reserves = self.check_open(), self._reserves
+        twin._fd, twin._reserves = (
+            self.check_open(),
+            self.reserves,
+        )  # asked once for all
         twin.lock_fd = twin._host_fd = -1
         return twin
 

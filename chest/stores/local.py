@@ -32,16 +32,6 @@ log = logging.getLogger("chest")
 MAP_FROM = 1 << 20  # bytes; below, reading a file is quicker than mapping it
 
 
-@contextlib.contextmanager
-def _kept(home: Folder) -> Iterator[None]:
-    """A block after which *home* is closed if it raises."""
-    try:
-        yield
-    except BaseException:
-        home.close()
-        raise
-
-
 class Draft:
     """A file that is being written and that nobody else sees.
 
@@ -59,8 +49,11 @@ class Draft:
     def __init__(self, home: Folder) -> None:
         self._home = home = home.twin()  # it is removed also when the chest was closed
         self.size = 0
-        with _kept(home):
+        try:
             self._fd, self.name = home.create_temporary()
+        except BaseException:
+            home.close()
+            raise
         self.path = home.join(self.name)
 
     def write(self, buffers: Sequence[Buffer]) -> None:
@@ -162,8 +155,11 @@ class FolderDraft:
 
     def __init__(self, home: Folder, taken: tuple[int, str] | None = None) -> None:
         self._home = home = home.twin()  # as in `Draft`
-        with _kept(home):
+        try:
             self.fd, self.name = taken or home.create_folder()
+        except BaseException:
+            home.close()
+            raise
         self.path = home.join(self.name)
 
     def finish(self, *, sync: bool) -> None:
