@@ -268,7 +268,9 @@ class Chest(Arrays, Atomic):
         except KeyError:  # another thread has just deleted it
             return default
 
-    def __setitem__(self, key: Hashable, value: Any) -> None:
+    def __setitem__(  # noqa: C901, PLR0912 - each call would cost a tenth
+        self, key: Hashable, value: Any
+    ) -> None:
         """Keep *value*; published at the next spill, flush or close."""
         if self._unusual or type(key) not in PLAIN:
             self._set(key, value, None)
@@ -294,8 +296,9 @@ class Chest(Arrays, Atomic):
                 memory.newest.append(key)
                 memory.used += plain
             else:
-                memory.put(key, value, plain, buffers)
-                memory.fresh[key] = None
+                slot = memory.put(key, value, plain, buffers)
+                if slot.alive and slot.dirty:  # else a signal's handler has flushed it
+                    memory.fresh[key] = None
         except BaseException as error:
             self._cut_short(error)
             raise
@@ -377,7 +380,7 @@ class Chest(Arrays, Atomic):
             known, entry = self._slots.get(key), self._manifest.index.get(key)
             slot = memory.put(key, value, *weight, known, options)
             slot.seen = generation(entry)
-            if entry is None:
+            if entry is None and slot.alive and slot.dirty:
                 memory.fresh.setdefault(key, None)
         if memory.used > memory.budget:
             self._make_room(key)
@@ -388,6 +391,7 @@ class Chest(Arrays, Atomic):
 
     def __delitem__(self, key: Hashable) -> None:
         """Remove *key* for everyone, at once; its value is not read."""
+        held = self._values.get(key)  # its __del__ may use the chest
         lock = self._begin()
         try:
             names = self._remove(key)
@@ -396,6 +400,7 @@ class Chest(Arrays, Atomic):
             raise
         finally:
             self._end(lock)
+        del held
         if names:
             self._spill.delete(names)
 
@@ -493,6 +498,7 @@ class Chest(Arrays, Atomic):
         """
         if self._closed:
             return
+        self._check_idle()
         ours = self._explicitly_given_path and not self._settings.readonly
         if ours:
             self.flush()
@@ -511,6 +517,7 @@ class Chest(Arrays, Atomic):
             if os.path.isdir(self.path):
                 reopen(type(self), self.path, self._settings).drop()
             return
+        self._check_idle()
         with self.lock:  # lest another thread finds it open, without its files
             self._remove_files()
         self._remove_folder()

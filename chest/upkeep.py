@@ -270,7 +270,7 @@ class Upkeep(Settling):
             try:
                 for key, entry in pairs[start : start + MOST_DRAFTS]:
                     written.append(self._spill.adopt(key, theirs, entry, births[key]))
-                with self._publishing():
+                with self._publishing(alone=True):
                     for each in written:  # others may have given it away meanwhile
                         each.entry.birth = self._birth_of(each.key)
                     replaced = self._spill.publish(written)
@@ -293,7 +293,7 @@ class Upkeep(Settling):
                 data = theirs.raw(key, entry)
                 small.add(key, births[key], data, made=entry.made)
             batch = self._spill.pack(small)
-            with self._publishing():
+            with self._publishing(alone=True):
                 find, last = self._manifest.index.get, self._manifest.index.last_birth
                 if any(
                     birth <= last and find(key) is None
@@ -326,7 +326,7 @@ class Upkeep(Settling):
                 break
             gone.append(key)
             left -= size
-        with self._publishing():
+        with self._publishing(alone=True):
             found = ((key, self._manifest.index.get(key)) for key in gone)
             live = {key: known for key, known in found if known is not None}
             names = self._spill.remove(live)
