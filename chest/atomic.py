@@ -117,8 +117,11 @@ class Atomic(Publications):
         """
         lock, manifest = self.lock, self._manifest
         names: Sequence[str] = ()
+        if self._alone:
+            self._check_alone()
         lock.acquire()
         try:
+            self._alone = True
             old, number = self._counted
             slot = self._memory.slots.get(key)
             if (
@@ -153,12 +156,14 @@ class Atomic(Publications):
                     spill.written += 1
                     spill.written_bytes += size
                     return total
-            with self._publishing():
+            self._alone = False
+            with self._publishing(alone=True):
                 total, names = self._add_up(key, delta, default)
         except BaseException as error:
             self._cut_short(error)
             raise
         finally:
+            self._alone = False
             lock.release()
         if names:
             self._after(names)

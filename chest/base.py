@@ -162,8 +162,13 @@ class Base:
 
     def _find_other(self, key: Hashable) -> AnyEntry | None:
         """`find` for a key that is no str: what is equal may have another text."""
-        for place in self._table.find(_digest(_canonical(key))):
-            if self._key(place) == key:
+        try:
+            places = self._table.find(_digest(_canonical(key)))
+        except errors.KeyEncodingError:
+            places = ()  # as in a dict, what was never there can be asked for
+        for place in places:
+            known = self._key(place)
+            if known is key or known == key:
                 return self._entry(place)
         row = self._aside.get(key, -1) if self._aside else -1
         return self.entry(row) if row >= 0 else None

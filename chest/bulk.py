@@ -52,8 +52,10 @@ class Bulk(Upkeep):
         (2, ['b'])
         """
         wanted = dict.fromkeys(keys)
-        with self._publishing():
+        held = [*map(self._values.get, wanted)]  # their __del__ may use the chest
+        with self._publishing(alone=True):
             count, names = self._delete(wanted)
+        del held
         self._spill.delete(names)
         if count >= VERY_MANY and self._manifest.wants_checkpoint:
             self._checkpoint()  # else whoever opens it reads what each of them was

@@ -19,6 +19,7 @@ import json
 import os
 import re
 import shutil
+import stat
 import sys
 import traceback
 import warnings
@@ -71,7 +72,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         code: int = options.command(options)
-        sys.stdout.flush()
+        if sys.stdout is not None:  # it was closed: `chest info PATH >&-`
+            sys.stdout.flush()
     except BrokenPipeError:
         # Python flushes at exit once more; that must not fail again.
         with open(os.devnull, "w") as nowhere:
@@ -94,6 +96,9 @@ def _explain(error: Exception) -> str:
     expected = errors.ChestError | OSError | ValueError | _MissingKeyError
     # A KeyError shows the repr of its message.
     message = error.args[0] if isinstance(error, _MissingKeyError) else str(error)
+    if isinstance(error, OSError) and not isinstance(error, errors.ChestError):
+        of = "" if error.filename is None else f"{error.filename}: "
+        message = f"{of}{error.strerror}" if error.strerror else message
     line = _safe(" ".join(message.split()))
     if isinstance(error, expected) and line:
         return line
@@ -249,22 +254,36 @@ def _demo(options: argparse.Namespace) -> int:
 
 def _open(options: argparse.Namespace, *, readonly: bool = True) -> Chest:
     """The chest at the path of the command line, which has to be one already."""
+    from chest.core import Chest
+
     path: str = options.path
     if not os.path.exists(os.path.join(path, NAME)):
-        if is_address(path):
-            message = f"{path}: only chests in folders; Chest({path!r}) opens this one"
-        elif not os.path.exists(path):
-            message = f"{path} does not exist"
-        elif os.path.isdir(path):
+        _check_folder(path)
+        try:
+            Chest(path, readonly=True, trust=options.trust)
+        except errors.CorruptChestError:
+            raise  # its values are there
+        except errors.ChestError:
             message = f"{path} is not a chest: it has no file {NAME}"
             if queues := _queues(path):
                 message += f"; of queues it has {queues}: see chest.DurableQueue"
-        else:
-            message = f"{path} is not a chest: a chest is a folder"
-        raise FileNotFoundError(message)
-    from chest.core import Chest
-
+            raise FileNotFoundError(message) from None
     return Chest(path, readonly=readonly, trust=options.trust)
+
+
+def _check_folder(path: str) -> None:
+    """Say what is wrong with a path that is no folder."""
+    if is_address(path):
+        message = f"{path}: only chests in folders; Chest({path!r}) opens this one"
+        raise FileNotFoundError(message)
+    try:
+        is_folder = stat.S_ISDIR(os.stat(path).st_mode)
+    except FileNotFoundError:
+        message = f"{path or repr(path)} does not exist"
+        raise FileNotFoundError(message) from None
+    if not is_folder:
+        message = f"{path} is not a chest: a chest is a folder"
+        raise FileNotFoundError(message)
 
 
 def _info(options: argparse.Namespace) -> int:
@@ -487,6 +506,7 @@ def _recover(options: argparse.Namespace) -> int:
     """Make a lost or damaged manifest anew from what is whole; keep the old one."""
     from chest.recovery import recover
 
+    _check_folder(options.path)
     report = recover(
         options.path,
         trust=options.trust,

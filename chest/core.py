@@ -237,7 +237,11 @@ class Chest(Arrays, Atomic):
         records, entry = index.records, index.find(key)
         if entry is not None:
             return self._load(key, entry, index, records)
-        return self._values[key]  # unless another thread has just brought it: KeyError
+        try:
+            return self._values[key]  # another thread may just have brought it
+        except KeyError:
+            self._check_open()  # or closed the chest, and memory is empty
+            raise
 
     def get(self, key: Hashable, default: Any = None) -> Any:
         """The value of *key*, or *default* when there is no such key; as ``c[key]``.
@@ -256,12 +260,17 @@ class Chest(Arrays, Atomic):
             index = self._manifest.index
             records, entry = index.records, index.find(key)
             if entry is None:
-                return self._values.get(key, default)
+                value = self._values.get(key, default)
+                if self._closed:  # by another thread: memory is empty
+                    self._refuse()
+                return value
             return self._load(key, entry, index, records)
         except KeyError:  # another thread has just deleted it
             return default
 
-    def __setitem__(self, key: Hashable, value: Any) -> None:
+    def __setitem__(  # noqa: C901, PLR0912 - each call would cost a tenth
+        self, key: Hashable, value: Any
+    ) -> None:
         """Keep *value*; published at the next spill, flush or close."""
         if self._unusual or type(key) not in PLAIN:
             (self._put if self._each else self._set)(key, value, None)
@@ -287,8 +296,9 @@ class Chest(Arrays, Atomic):
                 memory.newest.append(key)
                 memory.used += plain
             else:
-                memory.put(key, value, plain, buffers)
-                memory.fresh[key] = None
+                slot = memory.put(key, value, plain, buffers)
+                if slot.alive and slot.dirty:  # else a signal's handler has flushed it
+                    memory.fresh[key] = None
         except BaseException as error:
             self._cut_short(error)
             raise
@@ -370,7 +380,7 @@ class Chest(Arrays, Atomic):
             known, entry = self._slots.get(key), self._manifest.index.get(key)
             slot = memory.put(key, value, *weight, known, options)
             slot.seen = generation(entry)
-            if entry is None:
+            if entry is None and slot.alive and slot.dirty:
                 memory.fresh.setdefault(key, None)
         if memory.used > memory.budget:
             self._make_room(key)
@@ -381,6 +391,7 @@ class Chest(Arrays, Atomic):
 
     def __delitem__(self, key: Hashable) -> None:
         """Remove *key* for everyone, at once; its value is not read."""
+        held = self._values.get(key)  # its __del__ may use the chest
         lock = self._begin()
         try:
             names = self._remove(key)
@@ -389,6 +400,7 @@ class Chest(Arrays, Atomic):
             raise
         finally:
             self._end(lock)
+        del held
         if names:
             self._spill.delete(names)
 
@@ -396,13 +408,17 @@ class Chest(Arrays, Atomic):
         """Whether *key* is there; O(1), nothing is read."""
         if self._word[1] != self._seen:
             self.refresh()
-        return key in self._values or self._manifest.index.has(key)
+        found = key in self._values or self._manifest.index.has(key)
+        if not found and self._closed:  # as in `get`
+            self._refuse()
+        return found
 
     def popitem(self) -> tuple[Any, Any]:
         """Remove the key that came last, and return it with its value."""
         while True:
             self._look()
             with self.lock:
+                self._check_open()
                 key = self._last()
             with contextlib.suppress(KeyError):  # somebody else took it: the next one
                 return key, self.pop(key)
@@ -413,12 +429,14 @@ class Chest(Arrays, Atomic):
         """The keys in the order in which they were first set, as they are now."""
         self._look()
         with self.lock:
+            self._check_open()
             return iter(self._ordered())
 
     def __reversed__(self) -> Iterator[Any]:
         """The keys, the last one first."""
         self._look()
         with self.lock:
+            self._check_open()
             return reversed(self._ordered())
 
     def clear(self) -> None:
@@ -480,6 +498,7 @@ class Chest(Arrays, Atomic):
         """
         if self._closed:
             return
+        self._check_idle()
         ours = self._explicitly_given_path and not self._settings.readonly
         if ours:
             self.flush()
@@ -498,7 +517,9 @@ class Chest(Arrays, Atomic):
             if os.path.isdir(self.path):
                 reopen(type(self), self.path, self._settings).drop()
             return
-        self._remove_files()
+        self._check_idle()
+        with self.lock:  # lest another thread finds it open, without its files
+            self._remove_files()
         self._remove_folder()
 
     # -- lifetime ----------------------------------------------------------------------

@@ -51,6 +51,7 @@ __all__ = ["Engine", "is_readonly_array"]
 log = logging.getLogger("chest")
 
 MISSING: Any = object()
+MOST_SWEEPS = 5  # times that a temporary folder is removed
 MOST_LOOKS = 100  # times a reader follows a key that others keep replacing
 
 
@@ -87,6 +88,10 @@ class Engine(Packing):
     ) -> list[tuple[Slot, Exception]]:
         # docstring inherited
         failed: list[tuple[Slot, Exception]] = []
+        self._nesting.begin()
+        refusal = self._nesting.refusal()
+        if refusal is not None:
+            return [(slot, refusal) for slot in slots]
         changed = [slot for slot in slots if slot.dirty or not slot.fixed]
         if not keep and len(changed) < len(slots):
             self._drop_clean([slot for slot in slots if slot.fixed])
@@ -105,7 +110,7 @@ class Engine(Packing):
         failed: list[tuple[Slot, Exception]] = []
         if self._settings.readonly:
             return failed  # nothing is dirty; what is changed in place is not kept
-        with self.lock:
+        with self._quiet():
             here = self._taken(slots)
         todo: list[tuple[Slot, Any]] = []
         for slot, value in here:
@@ -138,7 +143,7 @@ class Engine(Packing):
         """Publish those whose slot is still the one that was written (C3)."""
         if not written:
             return
-        with self._publishing():
+        with self._publishing(alone=True):
             current, stale = [], []
             for slot, result in written:
                 known = self._manifest.index.get(slot.key)
@@ -157,8 +162,8 @@ class Engine(Packing):
                 if lost or not (slot.alive or self._may_precede(slot, known)):
                     stale.append(result)
                     if lost:
-                        self._memory.drop(slot)
                         self._fresh.pop(slot.key, None)
+                        self._memory.drop(slot)
                     continue
                 result.entry.birth = self._birth_of(slot.key)
                 if not slot.dirty and slot.entry is not None:
@@ -189,7 +194,8 @@ class Engine(Packing):
         """Whether a clean value was changed in place since it was written or read."""
         if slot.fixed or slot.entry is None:
             return False
-        now = self._spill.digest(value, slot.entry)
+        with self._nesting.pickling(slot.key):
+            now = self._spill.digest(value, slot.entry)
         try:
             if now == self._spill.stored_digest(slot.key, slot.entry):
                 return False
@@ -239,10 +245,11 @@ class Engine(Packing):
             if key in values:
                 return values[key]  # another thread was quicker
             now = self._manifest.index
-            if (now is not index or now.records != records) and not same(
-                now.get(key), entry
+            if self._closed or (
+                (now is not index or now.records != records)
+                and not same(now.get(key), entry)
             ):
-                pass  # replaced meanwhile: it is the caller's only
+                pass  # closed, or replaced, meanwhile: it is the caller's only
             elif buffers is None and plain <= memory.budget:
                 if memory.newest or memory.touched:
                     memory.note()
@@ -286,6 +293,7 @@ class Engine(Packing):
         for _ in range(MOST_LOOKS):
             entry = entry or self._manifest.index.get(key)
             if entry is None:
+                self._check_open()  # else it was in memory, which is empty now
                 raise KeyError(key)
             try:
                 loaded = self._spill.read(key, entry, mapped or self._mapped(entry))
@@ -325,7 +333,7 @@ class Engine(Packing):
         try:
             if key in self._values:
                 return self._values[key]  # another thread was quicker: one for all
-            if not same(self._manifest.index.get(key), entry):
+            if self._closed or not same(self._manifest.index.get(key), entry):
                 return value
             options = (entry.format, entry.mapped)
             slot = memory.put_clean(key, value, weight, entry, None, options)
@@ -360,9 +368,12 @@ class Engine(Packing):
     def _sync(self, *, keep: bool) -> None:
         # docstring inherited
         self._check_open()
+        refusal = self._nesting.refusal()
+        if refusal is not None:
+            raise refusal
         memory, before = self._memory, self._memory.used
         self._pack_bare(keep=keep)
-        with self.lock:
+        with self._quiet():
             if not keep:
                 memory.drop_bare()
             leaving = before - memory.used
@@ -386,17 +397,22 @@ class Engine(Packing):
         lifetime.forget(self)
         self._closed = True
         self._memory.clear()
+        # Who is just setting something, and made to close, comes to `_make_room`.
+        self._memory.budget = -1
         self._fresh.clear()
         self._spill.close()
         self._word = Changed()
         if not self._explicitly_given_path and self._pid == os.getpid():
-            shutil.rmtree(self.path, ignore_errors=True)
+            for _ in range(MOST_SWEEPS):  # a thread may just be making a file in it
+                shutil.rmtree(self.path, ignore_errors=True)
+                if not os.path.isdir(self.path):
+                    break
 
     def _remove_files(self) -> None:
         """Delete what chest made in the folder, and close."""
         home = self._spill.store.home
         with contextlib.ExitStack() as held:
-            held.enter_context(self._publishing())
+            held.enter_context(self._publishing(alone=True))
             # All of them before anything goes: then nothing has to be waited for.
             queues = []
             for name in home.queues():

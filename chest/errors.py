@@ -20,6 +20,7 @@ Every error chest raises on purpose is a :class:`ChestError`, carries the
     ├── ClosedError          (ValueError)       used after ``close()``
     ├── DroppedError         (FileNotFoundError) somebody removed the chest
     ├── ReadOnlyError        (PermissionError)  written to with ``readonly=True``
+    ├── ReentryError         (RuntimeError)     changed amid a change of the same thread
     ├── StoreError           (OSError)          the disk refused: full, no permission, …
     ├── LockTimeout          (TimeoutError)     somebody else holds the lock
     ├── UnsupportedError     (NotImplementedError) this place or store cannot do it
@@ -44,6 +45,7 @@ __all__ = [
     "LockTimeout",
     "MissingDependency",
     "ReadOnlyError",
+    "ReentryError",
     "SignatureError",
     "SpillWarning",
     "StoreError",
@@ -167,6 +169,10 @@ class DroppedError(ChestError, FileNotFoundError):
 
 class ReadOnlyError(ChestError, PermissionError):
     """The chest was opened with ``readonly=True``."""
+
+
+class ReentryError(ChestError, RuntimeError):
+    """A thread that is just publishing to the chest was made to change it."""
 
 
 class StoreError(ChestError, OSError):

@@ -121,12 +121,35 @@ class Folder:
         self._fd = self.lock_fd = self._host_fd = -1
         self._reserves: bool | None = None
         try:
-            self._fd = system.open_directory(path)
+            self._fd = system.Descriptor(system.open_directory(path))
             self.network = system.network(path, self.status())
             self._choose_lock()
         except OSError as error:
             self.close()
             raise refused(error, path, "could not be opened") from error
+
+    def twin(self) -> Folder:
+        """The same open folder for one who goes on when this is closed; takes no lock."""
+        twin = Folder.__new__(Folder)
+        twin.path, twin.network = self.path, self.network
+        twin.file_mode, twin.folder_mode = self.file_mode, self.folder_mode
+        twin._fd, twin._reserves = (
+            self.check_open(),
+            self.reserves,
+        )  # asked once for all
+        twin.lock_fd = twin._host_fd = -1
+        return twin
+
+    def check_open(self) -> int:
+        """Raise ClosedError when it was closed, as by another thread.
+
+        Returns the descriptor, which stays open as long as the caller refers to it.
+        """
+        fd = self._fd
+        if fd < 0:
+            msg = f"{self.path} was closed meanwhile: open it again"
+            raise errors.ClosedError(msg, path=self.path)
+        return fd
 
     @property
     def reserves(self) -> bool:
@@ -158,15 +181,14 @@ class Folder:
 
     def opened(self, name: str, flags: int = os.O_RDONLY) -> tuple[int, os.stat_result]:
         """`open`, and what ``fstat`` says of the file."""
-        at: int | None = self._fd
+        at: int | None = self.check_open()
         last, opened = name, 0
         if "/" in name or not system.POSIX:
             at, last, opened = self._walk(name)
         try:
             fd = os.open(last, flags | _SAFE, self.file_mode, dir_fd=at)
         finally:
-            if opened:
-                system.close(opened)
+            at = _let_go(opened)
         try:
             status = os.fstat(fd)
             if not stat.S_ISREG(status.st_mode):
@@ -331,8 +353,7 @@ class Folder:
         try:
             os.rename(last, self._here(gone), src_dir_fd=at, dst_dir_fd=self._at())
         finally:
-            if opened:
-                system.close(opened)
+            at = _let_go(opened)
 
     def _open_folder(self, name: str) -> int:
         at, last, opened = self._walk(name)
@@ -340,8 +361,7 @@ class Folder:
             flags = os.O_RDONLY | getattr(os, "O_DIRECTORY", 0) | _SAFE
             return os.open(last, flags, dir_fd=at)
         finally:
-            if opened:
-                system.close(opened)
+            at = _let_go(opened)
 
     def _is_at(self, fd: int, name: str) -> bool:
         """The folder that is open still has this name."""
@@ -354,8 +374,7 @@ class Folder:
         try:
             os.rename(self._here(old), last, src_dir_fd=self._at(), dst_dir_fd=at)
         finally:
-            if opened:
-                system.close(opened)
+            at = _let_go(opened)
 
     def link(self, source: str, new: str) -> None:
         """Make *new* a hard link to the file at the full path *source*."""
@@ -375,8 +394,7 @@ class Folder:
             if not missing_ok:
                 raise
         finally:
-            if opened:
-                system.close(opened)
+            at = _let_go(opened)
         self._prune(name)
 
     def set_aside(self, name: str) -> str:
@@ -445,7 +463,8 @@ class Folder:
 
     def status(self) -> os.stat_result:
         """``fstat`` of the folder itself."""
-        return os.fstat(self._fd) if system.POSIX else os.stat(self.path)
+        fd = self.check_open()
+        return os.fstat(fd) if system.POSIX else os.stat(self.path)
 
     # -- the folder --------------------------------------------------------------------
 
@@ -467,7 +486,7 @@ class Folder:
         """The folder's own descriptor carries the lock, where it may."""
         # On network file systems it would be this host's own; that of a file that is
         # open for writing the server knows, where it knows any. `lock` opens that.
-        self.lock_fd = -1 if self.network else self._fd
+        self.lock_fd = -1 if self.network else int(self._fd)
 
     def claim(self, timeout: float | None = None) -> None:
         """On a network file system, keep other hosts out as long as this is open.
@@ -507,33 +526,32 @@ class Folder:
                 system.sync_directory(fd)
             finally:
                 system.close(fd)
-        system.sync_directory(self._fd)
+        system.sync_directory(self.check_open())
 
     def after_fork(self) -> None:
         """Stop sharing the parent's descriptor, and with it its lock."""
         if self._fd < 0 or not system.POSIX:
             return
         shared = self._fd
-        self._fd = os.open(".", os.O_RDONLY | _BASE, dir_fd=shared)
-        system.close(shared)
+        self._fd = system.Descriptor(os.open(".", os.O_RDONLY | _BASE, dir_fd=shared))
+        assert isinstance(shared, system.Descriptor)
+        shared.close()  # whoever refers to it: as long as it is open, so is their lock
         if self.network and self.lock_fd >= 0:
             system.close(self.lock_fd)
         self._choose_lock()
 
     def close(self) -> None:
-        """Release the descriptor. Safe to call twice."""
+        """Release the descriptor. Safe to call twice, and while other threads use it."""
         if self.lock_fd not in (-1, self._fd):
             system.close(self.lock_fd)
-        self.lock_fd = -1
-        if self._fd >= 0:
-            system.close(self._fd)
-            self._fd = -1
+        self.lock_fd = self._fd = -1
         if self._host_fd >= 0:
             system.close(self._host_fd)
             self._host_fd = -1
 
     def _at(self) -> int | None:
-        return self._fd if system.POSIX else None
+        fd = self.check_open()
+        return fd if system.POSIX else None
 
     def _here(self, name: str) -> str:
         return name if system.POSIX else self.join(name)
@@ -545,7 +563,7 @@ class Folder:
                 os.makedirs(os.path.dirname(self.join(name)), exist_ok=True)
             return None, self.join(name), 0
         *folders, last = name.split("/")
-        at, opened = self._fd, 0
+        at, opened = self.check_open(), 0
         flags = os.O_RDONLY | os.O_DIRECTORY | _SAFE
         try:
             for part in folders:
@@ -558,10 +576,19 @@ class Folder:
                     system.close(opened)
                 at = opened = inner
         except BaseException:
-            if opened:
-                system.close(opened)
+            at = _let_go(opened)
             raise
         return at, last, opened
+
+
+def _let_go(opened: int) -> int:
+    """Close what `_walk` opened; -1 is to take the place of the folder's descriptor.
+
+    The traceback of an error may be kept, and with it what its frames refer to.
+    """
+    if opened:
+        system.close(opened)
+    return -1
 
 
 class Aside:
@@ -587,10 +614,11 @@ class Aside:
     __slots__ = ("_fd", "_home", "_name", "placed")
 
     def __init__(self, home: Folder, pieces: Iterable[Buffer]) -> None:
-        self._home = home
+        self._home = home = home.twin()
         self.placed = False
-        self._fd, self._name = home.create_temporary()
+        self._fd = -1
         try:
+            self._fd, self._name = home.create_temporary()
             if isinstance(pieces, Sequence):
                 self.write(pieces)
             else:
@@ -627,6 +655,7 @@ class Aside:
                     self._home.unlink(self._name, missing_ok=True)
             finally:
                 system.close(fd)
+        self._home.close()
 
 
 def refusals(path: str, what: str, key: object = None) -> AbstractContextManager[None]:

@@ -149,7 +149,7 @@ class Filling:
 
     def _append(self, entry: Entry, base: AnyEntry | None) -> list[str]:
         chest, key = self._chest, self._key
-        with chest._publishing():
+        with chest._publishing(alone=True):
             known = chest._manifest.index.get(key)
             if base is not None:
                 if known is None:

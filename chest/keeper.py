@@ -19,6 +19,7 @@ from chest.errors import short
 from chest.face import Face
 from chest.formats.compressed import form_of
 from chest.memory import MemoryTier, Options, Slot
+from chest.nesting import Nesting
 from chest.settings import WORDS, Settings, Spelled, check_word
 
 __all__ = ["Keeper", "kept_by_allocator", "reopen"]
@@ -38,6 +39,7 @@ class Keeper(Face):
     _closed: bool
     _freed: int
     _memory: MemoryTier
+    _nesting: Nesting
     _savers: list[Any]
     _settings: Settings
     _slots: Any
@@ -136,6 +138,7 @@ class Keeper(Face):
 
     def _make_room(self, key: Hashable) -> None:
         """Bring memory within the budget after *key* was set."""
+        self._check_open()
         slot = self._slots.get(key)
         if slot is not None and slot.nbytes > self._memory.budget:
             self._evict([slot])  # it is not kept, so nobody has to leave for it
@@ -174,7 +177,7 @@ class Keeper(Face):
                     self._memory.keep(slot)
         self._give_back(leaving)
         self._spills += len(victims) - len(failed)
-        for slot, error in failed:
+        for slot, error in () if self._closed else failed:
             warnings.warn(
                 f"{short(slot.key)} stays in memory, over the budget of {self.path}: "
                 f"{error}",
@@ -485,7 +488,9 @@ class Keeper(Face):
     def __reduce__(self) -> tuple[Any, ...]:
         """Travel as place and options; what is dirty is published first."""
         self._check_open()
-        if not self._settings.readonly:
+        # A value of the chest's own may refer to it, as a lambda of a notebook does: what
+        # is dirty is just being published.
+        if not (self._settings.readonly or self._nesting.depth):
             self.sync()
         return reopen, (type(self), self.path, self._settings)
 

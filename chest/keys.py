@@ -36,6 +36,7 @@ import msgspec
 from chest import errors
 
 __all__ = [
+    "NAN",
     "PLAIN",
     "Loader",
     "Opaque",
@@ -52,11 +53,13 @@ __all__ = [
 Json = Any  # what msgspec makes of one JSON value
 Loader = Callable[[bytes], Any]
 
-PLAIN = frozenset({str, int, float, bool, bytes, type(None)})  # can always be encoded
+PLAIN = frozenset({str, int, bool, bytes, type(None)})  # can always be encoded
 SMALLEST, LARGEST = -(2**63), 2**64 - 1  # what a JSON integer may be, for msgspec
 LONGEST_NAME = 100  # characters; file systems take 255 bytes, suffixes need some
 LONGEST_SLUG = 40  # characters kept of a key that is no good name as it stands
 DEEPEST_FOLDER = 8  # parts of a tuple that become folders
+
+NAN = float("nan")  # of old chests: one for all that is read, which is found again
 
 _encode_json = msgspec.json.Encoder().encode
 _good_name = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.\-]*[A-Za-z0-9_\-])?").fullmatch
@@ -94,7 +97,7 @@ def encode(key: Any) -> Json:
     TypeError
         *key* is not hashable.
     KeyEncodingError
-        *key* cannot be pickled.
+        *key* cannot be pickled, or what is read back would be another key.
 
     Examples
     --------
@@ -297,6 +300,8 @@ def _encode_int(key: int) -> Json:
 
 def _encode_number(key: Any) -> Json:
     """A number that is not a plain int, or None when it has to be pickled."""
+    if key != key and key is not NAN:
+        raise _lost(key)
     kind = type(key)
     if kind is Decimal:
         return {"decimal": str(key)}
@@ -332,10 +337,11 @@ def _encode_pickle(key: Hashable) -> Json:
     if type(key) is Opaque:
         return {"pickle": _base64(key.pickled)}
     try:
-        return {"pickle": _base64(pickle.dumps(key, protocol=5))}
+        pickled = pickle.dumps(key, protocol=5)
+        is_found = pickle.loads(pickled) in {key}
     except MemoryError:
         raise
-    except Exception as error:  # a key's own __reduce__ may raise anything
+    except Exception as error:  # a key's own methods may raise anything
         msg = (
             f"the key {errors.short(key)} of type {type(key).__name__} cannot be "
             f"pickled, so it cannot be a key of a chest: {error}"
@@ -344,10 +350,29 @@ def _encode_pickle(key: Hashable) -> Json:
             msg,
             key=key,
         ) from error
+    if not is_found:
+        raise _lost(key)
+    return {"pickle": _base64(pickled)}
+
+
+def _lost(key: Hashable) -> errors.KeyEncodingError:
+    """The error for a key that only the very same object is equal to."""
+    # Each of its records would speak of another key, for whoever reads them.
+    msg = (
+        f"the key {errors.short(key)} of type {type(key).__name__} cannot be a key of a "
+        f"chest: what is read back is not equal to it, so nobody could find it again. A "
+        f"class needs __eq__ and __hash__; for nan use None, or the text 'nan'"
+    )
+    return errors.KeyEncodingError(msg, key=key)
 
 
 def _base64(data: bytes) -> str:
     return base64.b64encode(data).decode()
+
+
+def _decode_float(content: str) -> float:
+    number = float(content)
+    return NAN if number != number else number
 
 
 def _decode_complex(parts: list[Json]) -> complex:
@@ -359,7 +384,7 @@ _DECODERS: dict[str, Callable[[Any], Hashable]] = {
     "bytes": base64.b64decode,
     "complex": _decode_complex,
     "decimal": Decimal,
-    "float": float,
+    "float": _decode_float,
     "fraction": Fraction,
     "int": lambda content: int(content, 16),
     "text": lambda content: base64.b64decode(content).decode("utf-8", "surrogatepass"),

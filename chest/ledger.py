@@ -20,9 +20,9 @@ import os
 import shutil
 import threading
 from collections.abc import Hashable, Iterator, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
-from chest import expiry
+from chest import errors, expiry
 from chest.eviction import policy as make_policy
 from chest.expiry import NEVER
 from chest.index import AnyEntry
@@ -43,6 +43,7 @@ class Ledger(Keeper):
     __slots__ = (
         "__weakref__",
         "_acquire",
+        "_alone",
         "_closed",
         "_count",
         "_counted",
@@ -51,6 +52,7 @@ class Ledger(Keeper):
         "_freed",
         "_manifest",
         "_memory",
+        "_nesting",
         "_on_miss",
         "_packs",
         "_pid",
@@ -92,6 +94,9 @@ class Ledger(Keeper):
         self._pid = os.getpid()
         # Packs, and how much of each was dead, that compaction could not empty.
         self._unmoved: frozenset[tuple[str, int]] = frozenset()
+        # Under the lock: nothing may begin within what has begun, for neither what exists
+        # nor what is to be published is known but in part.
+        self._alone = False
         self._make_lock()
         self._values = self._memory.values
         # Signed files are signed one by one, and only a pickle needs no footer.
@@ -107,6 +112,7 @@ class Ledger(Keeper):
                 )  # the first error tells why
             raise
         self._manifest = self._spill.manifest
+        self._nesting = self._spill.nesting
         self._count, self._touch = self._memory.count, self._memory.touch
         self._spills = self._freed = 0
         # The entry that the last increment has made, and the number that it says.
@@ -136,6 +142,8 @@ class Ledger(Keeper):
         """
         with self.lock:
             self._check_open()
+            if self._alone:
+                return  # this thread is publishing, and reads with that what there is
             self._manifest.tail()
             self._absorb()
 
@@ -247,17 +255,22 @@ class Ledger(Keeper):
         slot.seen = 0
         self._fresh.setdefault(slot.key, None)
 
-    def _publishing(self) -> Publishing:
-        """Hold both locks in a ``with`` block, with everything seen."""
-        return Publishing(self)
+    def _publishing(self, *, alone: bool = False) -> Publishing:
+        """Hold both locks in a ``with`` block, with everything seen.
+
+        May be nested, unless it is *alone*.
+        """
+        return Publishing(self, alone)
 
     def _begin(self) -> threading.RLock:
-        """Take both locks, with everything seen; `_end` must follow. May be nested.
+        """Take both locks, with everything seen; `_end` must follow. Alone.
 
         Returns what `_end` needs: a fork meanwhile gives the child another lock.
         """
         lock, manifest = self.lock, self._manifest
         depth = LEVELS
+        # Else it is another thread's, or Ctrl-C has kept it from being taken back.
+        alone = self._alone and lock._is_owned()  # type: ignore[attr-defined]
         is_stale = manifest._depth and not lock._is_owned()  # type: ignore[attr-defined]
         lock.acquire()
         try:
@@ -266,6 +279,9 @@ class Ledger(Keeper):
             depth = manifest._depth
             if self._closed:
                 self._refuse()
+            if alone:
+                self._refuse_reentry()
+            self._alone = True
             manifest.enter()
             if manifest.changed or manifest.reloaded or manifest.index.due != NEVER:
                 self._absorb()
@@ -274,13 +290,45 @@ class Ledger(Keeper):
             if manifest._depth > depth:
                 manifest.leave()
             self._seen = NO_WORD  # not all may be seen that was read
+            self._alone = alone
             lock.release()
             raise
+
+    @contextlib.contextmanager
+    def _quiet(self) -> Iterator[None]:
+        """A block in which this thread is not made to change what is in memory."""
+        self._check_alone()
+        with self.lock:
+            self._alone = True
+            try:
+                yield
+            finally:
+                self._alone = False
+
+    def _check_alone(self) -> None:
+        """Raise ReentryError within what has begun in this thread."""
+        # Else it is another thread's, or Ctrl-C has kept it from being taken back.
+        if self._alone and self.lock._is_owned():  # type: ignore[attr-defined]
+            self._refuse_reentry()
+
+    def _check_idle(self) -> None:
+        """Raise ReentryError where this thread is publishing, as within `transact`."""
+        with self.lock:
+            if self._manifest._depth:
+                self._refuse_reentry()
+
+    def _refuse_reentry(self) -> NoReturn:
+        msg = (
+            f"{self.path} is just being changed by this very thread: what that calls, a "
+            f"__del__ or a signal handler cannot do it now"
+        )
+        raise errors.ReentryError(msg, path=self.path)
 
     def _end(self, lock: threading.RLock) -> None:
         """Let go of what `_begin` took."""
         manifest, depth = self._manifest, 0
         try:
+            self._alone = True
             depth = manifest._depth
             self._seen = manifest.seen
             if manifest.index.due != NEVER or self._word is not manifest.word:
@@ -292,6 +340,7 @@ class Ledger(Keeper):
                 manifest.leave()
             raise
         finally:
+            self._alone = False
             lock.release()
 
     # -- order -------------------------------------------------------------------------
@@ -381,16 +430,17 @@ class Ledger(Keeper):
 
 
 class Publishing:
-    """Both locks of a chest, for one ``with`` block; may be nested."""
+    """Both locks of a chest, for one ``with`` block."""
 
     # A class, because a generator would take longer than the locks do.
-    __slots__ = ("_ledger", "_lock")
+    __slots__ = ("_alone", "_ledger", "_lock")
 
-    def __init__(self, ledger: Ledger) -> None:
-        self._ledger = ledger
+    def __init__(self, ledger: Ledger, alone: bool) -> None:
+        self._ledger, self._alone = ledger, alone
 
     def __enter__(self) -> None:
         self._lock = self._ledger._begin()
+        self._ledger._alone = self._alone
 
     def __exit__(self, kind: object, error: BaseException | None, _: object) -> None:
         try:

@@ -84,7 +84,8 @@ class LiveArray:
             seen = self._seen
             if seen is not None and same(seen[0], entry):
                 return seen[1]
-            with contextlib.suppress(FileNotFoundError):  # replaced: look again
+            # Where it was replaced it is looked for again.
+            with contextlib.suppress(FileNotFoundError), self._while_open():
                 array, seal = pinned(self._chest, self._key, entry)
                 self._seen = entry, array, seal
                 return array
@@ -139,8 +140,17 @@ class LiveArray:
         open_block = change is not None and change.is_seen
         # What is published holds its own folder; a block is another thread's to end.
         lock: Any = self._lock if open_block else contextlib.nullcontext()
-        with reading(self._chest.path, self._key), lock:
+        with self._while_open(), reading(self._chest.path, self._key), lock:
             yield self._now()
+
+    @contextlib.contextmanager
+    def _while_open(self) -> Iterator[None]:
+        """Raise ClosedError for what fails because the chest was closed meanwhile."""
+        try:
+            yield
+        except (OSError, errors.CorruptError):
+            self._chest._check_open()  # the files of a temporary one are gone
+            raise
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
@@ -253,7 +263,7 @@ class LiveArray:
         StoreError
             The disk refused, or somebody set the key meanwhile. The array is as before.
         """
-        with self._alone():
+        with self._while_open(), self._alone():
             if self._change is not None:
                 return step(self._change.array)
             with contextlib.ExitStack() as stack:

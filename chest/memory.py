@@ -15,6 +15,7 @@ T1  `used` is the plain bytes of all slots, each shared buffer once, and the byt
 T2  A slot is in `slots` exactly as long as it is alive.
 T3  `values` has the keys of `slots` and of what is bare; a hit changes none of them.
 T4  `fresh` and `newest` together are keys of `values`, in the order in which they came.
+T5  A value that goes does so last: its ``__del__`` may use the chest, and so this tier.
 """
 
 from __future__ import annotations
@@ -180,6 +181,7 @@ class MemoryTier:
         options: Options | None = None,
     ) -> Slot:
         """Take *value* in, dirty, in place of the slot *known* that *key* has. O(1)."""
+        old = self.values.get(key)  # T5
         self.note()
         if buffers is None:
             slot = Slot(key, plain, plain)
@@ -195,6 +197,7 @@ class MemoryTier:
         self.values[key] = value
         self.uses.append(key)
         self._count_bytes(plain)
+        del old
         return slot
 
     def put_clean(
@@ -207,10 +210,12 @@ class MemoryTier:
         options: Options | None = None,
     ) -> Slot:
         """Take *value* in, which is what *entry* says, unless it is too large to stay."""
+        old = self.values.get(key)  # T5
         slot = self.put(key, value, *weight, known, options)
         slot.dirty, slot.entry = False, entry
         if slot.nbytes > self.budget:
             self.drop(slot)
+        del old
         return slot
 
     def came(self, key: Hashable, value: Any, plain: int) -> None:
@@ -251,8 +256,10 @@ class MemoryTier:
     def drop(self, slot: Slot) -> None:
         """Let a value go; nothing happens when it has gone already."""
         if slot.alive:
-            del self.slots[slot.key], self.values[slot.key]
+            del self.slots[slot.key]
+            old = self.values.pop(slot.key)  # T5
             self._release(slot)
+            del old
 
     def forget(self, key: Hashable) -> None:
         """Let go of what *key* has, if it has anything."""
@@ -280,12 +287,15 @@ class MemoryTier:
     def drop_clean(self, slots: Iterable[Slot], stay: Collection[int] = ()) -> None:
         """Let those go that are not dirty, but for the ids in *stay*."""
         known, values = self.slots, self.values
+        gone = []  # T5
         for slot in slots:
             if slot.dirty or not slot.alive or (stay and id(slot) in stay):
                 continue
-            del known[slot.key], values[slot.key]
+            del known[slot.key]
+            gone.append(values.pop(slot.key))
             self._release(slot)
         self._none_left()
+        del gone
 
     def drop_bare(self, gone: Iterable[Hashable] | None = None) -> None:
         """Let go of bare values: those of the keys *gone*, or all that are not fresh."""
@@ -296,6 +306,7 @@ class MemoryTier:
 
     def clear(self) -> None:
         """Let all values go."""
+        gone = [*self.values.values()]  # T5
         for slot in self.slots.values():
             slot.alive = False
         for held in (self.slots, self.values, self.fresh, self._buffers):
@@ -304,6 +315,7 @@ class MemoryTier:
             listed.clear()
         self.used = self._slotted = 0
         self.changes += 1
+        del gone
 
     def mend(self) -> None:
         """Bring together what belongs together, after a change that was cut short."""
@@ -377,7 +389,9 @@ class MemoryTier:
         """Take over what came, and then what was used, since the last call."""
         newest, touched = self.newest, self.touched
         if newest:
-            self.fresh.update(dict.fromkeys(newest))
+            came = dict.fromkeys(newest)
+            if newest:  # else a signal's handler has flushed them
+                self.fresh.update(came)
             self.uses += newest
             newest.clear()
         if touched:

@@ -116,6 +116,8 @@ def open_folder(path: str, settings: Settings) -> Folder:
 def _check_new(store: LocalStore, path: str) -> None:
     """A folder with values but no manifest is a damaged chest, not a new one."""
     for name in store.sealed():
+        if store.home.stat(NAME) is not None:
+            return  # another process has just made it, and written values
         msg = (
             f"{path} holds values of a chest ({name}) but no manifest {NAME}: it was "
             f"lost. Nothing was changed; bring {NAME} back, make it anew (chest recover "
@@ -211,6 +213,8 @@ def _hashable(key: Any) -> Hashable:
     """A key as it was before JSON made a list of its tuple."""
     if isinstance(key, list):
         return tuple([_hashable(part) for part in key])
+    if isinstance(key, float) and key != key:
+        key = keys.NAN
     keys.encode(key)
     return key  # type: ignore[no-any-return]
 

@@ -107,7 +107,7 @@ class Packing(Ledger):
         memory = self._memory
         if not self._packs or self._settings.readonly:
             return
-        with self.lock:
+        with self._quiet():
             named, born = memory.bare_fresh(), self._born()
             births = [*map(born.__getitem__, named)]
             held, changes = [*map(memory.values.__getitem__, named)], memory.changes
@@ -145,7 +145,7 @@ class Packing(Ledger):
         """
         memory = self._memory
         batch = self._spill.pack(small)
-        with self._publishing():
+        with self._publishing(alone=True):
             fresh, values, live = self._fresh, memory.values, small.keys
             mine = memory.changes - changes
             dead: set[int] = set()
@@ -204,26 +204,28 @@ class Packing(Ledger):
         self, slots: Sequence[Slot], others: list[Slot]
     ) -> tuple[list[Slot], Columns]:
         """Those that go into a pack, and their pickles; the rest is put to *others*."""
-        with self.lock:
+        with self._quiet():
             here = self._taken(slots)
             births = self._births_of([slot.key for slot, _ in here if slot.dirty])
         taken: list[Slot] = []
         small = Columns()
         dumps = self._spill.dumps
         known = iter(births)
-        for slot, value in here:
-            birth, data = next(known) if slot.dirty else 0, None
-            if (
-                slot.dirty
-                and _may_be_small(value, slot.nbytes)
-                and (slot.options is None or slot.options in ORDINARY)
-            ):
-                data = dumps(value)
-            if data is None or len(data) > PACKED_NBYTES:
-                others.append(slot)
-            else:
-                taken.append(slot)
-                small.add(slot.key, birth, data)
+        with self._nesting.pickling() as pickling:
+            for slot, value in here:
+                birth, data = next(known) if slot.dirty else 0, None
+                if (
+                    slot.dirty
+                    and _may_be_small(value, slot.nbytes)
+                    and (slot.options is None or slot.options in ORDINARY)
+                ):
+                    pickling[-1] = slot.key
+                    data = dumps(value)
+                if data is None or len(data) > PACKED_NBYTES:
+                    others.append(slot)
+                else:
+                    taken.append(slot)
+                    small.add(slot.key, birth, data)
         return taken, small
 
     def _publish_packed(self, slots: Sequence[Slot], small: Columns) -> list[Slot]:
@@ -234,7 +236,7 @@ class Packing(Ledger):
         """
         batch = self._spill.pack(small)
         again: list[Slot] = []
-        with self._publishing():
+        with self._publishing(alone=True):
             find, fresh = self._manifest.index.get, self._fresh
             dead = set()
             for place, slot in enumerate(slots):
@@ -272,9 +274,9 @@ class Packing(Ledger):
     def _forget_slots(self, replaced: Iterable[Hashable]) -> None:
         """Values in memory that others took the place of go. Locks held."""
         gone = dict.fromkeys(replaced)
-        self._memory.forget_many(gone)
         for key in gone if self._fresh else ():
             self._forget_fresh(key)
+        self._memory.forget_many(gone)
 
     def _inlined(self, jobs: Sequence[Job]) -> list[Written] | None:
         """Small values for the log itself; None when they need files."""
@@ -284,7 +286,8 @@ class Packing(Ledger):
         for job in jobs:
             if job.nbytes > INLINE_NBYTES or job.format != "pickle":
                 return None
-            data = self._spill.small(job.value)
+            with self._nesting.pickling(job.key):
+                data = self._spill.small(job.value)
             if data is None:
                 return None
             written.append(self._spill.inline(job, data))
@@ -295,7 +298,7 @@ class Packing(Ledger):
         self._look()
         if not self._manifest.index.expired:
             return
-        with self._publishing():
+        with self._publishing(alone=True):
             names = self._spill.bury()
         self._spill.delete(names)
 
@@ -307,7 +310,7 @@ class Packing(Ledger):
         with refusals(home.path, "could not be read"):
             if not home.status().st_nlink:
                 return  # a temporary one of a process that has ended: nothing is lost
-        with self._publishing():
+        with self._publishing(alone=True):
             index = self._manifest.index
             found = [(key, entry) for key in index.inline if (entry := index.get(key))]
         if self._packs and len(found) >= FEWEST_PACKED:
@@ -334,7 +337,7 @@ class Packing(Ledger):
                         raise
                     log.info("%s stays in the log: %s", errors.short(key), error)
             before = dict(found)
-            with self._publishing():
+            with self._publishing(alone=True):
                 find = self._manifest.index.get
                 # Touched or moved to the end meanwhile, it stays where it is.
                 moved = [
@@ -367,7 +370,7 @@ class Packing(Ledger):
             if not taken:
                 continue
             batch = self._spill.pack(small)
-            with self._publishing():
+            with self._publishing(alone=True):
                 find = self._manifest.index.get
                 dead = {
                     place
@@ -415,7 +418,7 @@ class Packing(Ledger):
         listed = self._spill.store.listed()
         with (
             self._written_aside(log=True, moving=moving) as rewrite,
-            self._publishing(),
+            self._publishing(alone=True),
         ):
             index = self._manifest.index
             before = {*index.packs}
@@ -437,9 +440,12 @@ class Packing(Ledger):
         Left as it was when the disk refuses.
         """
         try:
-            with self._written_aside(log=False) as rewrite, self._publishing():
+            with (
+                self._written_aside(log=False) as rewrite,
+                self._publishing(alone=True),
+            ):
                 self._manifest.take(rewrite)
-        except errors.StoreError as error:
+        except (errors.StoreError, errors.ClosedError) as error:
             log.info("no checkpoint was taken up: %s", error)
 
     @contextlib.contextmanager
@@ -452,18 +458,21 @@ class Packing(Ledger):
             except LOST:
                 # Read the log instead; what is damaged there is an error.
                 rewrite.discard()
-                with self._publishing():
+                with self._publishing(alone=True):
                     if self._manifest.index.base is not None:
                         self._manifest.index.lose_base()
                     rewrite, poor = self._begin_rewrite()
                 self._write_aside(rewrite, poor if moving else (), log=log)
             yield rewrite
+        except OSError:
+            self._check_open()  # a temporary folder goes when its chest is closed
+            raise
         finally:
             rewrite.discard()
 
     def _begin_rewrite(self) -> tuple[Rewrite, set[str]]:
         """What exists, to be written down, and the names of packs that are poor."""
-        with self._publishing():
+        with self._publishing(alone=True):
             poor = {name for name, _ in self._poor_packs()}
             return self._manifest.rewrite(), poor
 

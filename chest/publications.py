@@ -63,17 +63,22 @@ class Publications(Bulk):
             return True
         small = key, value, weight, data, options, expires, allowed
         lock, names = self.lock, None
+        if self._alone:
+            self._check_alone()
         lock.acquire()
         try:
+            self._alone = True
             if self._word[1] == self._seen and not self._manifest._depth:
                 names = self._put_small(*small)
             if names is None:
-                with self._publishing():
+                self._alone = False
+                with self._publishing(alone=True):
                     names = self._put_small(*small)
         except BaseException as error:
             self._cut_short(error)
             raise
         finally:
+            self._alone = False
             lock.release()
         if names:
             self._after(names)
@@ -101,8 +106,11 @@ class Publications(Bulk):
         Whether that was done: not where more has to be known of what is replaced.
         """
         manifest, memory = self._manifest, self._memory
+        if self._alone:
+            self._check_alone()
         self._acquire()
         try:
+            self._alone = True
             index = manifest.index
             old = index.get(key)
             if (
@@ -125,7 +133,7 @@ class Publications(Bulk):
             self._cut_short(error)
             raise
         finally:
-            self._seen = manifest.seen
+            self._alone = False
             self._unlock()
         return True
 

@@ -9,9 +9,9 @@ others go on; finished under it, with what was published meanwhile.
 
 from __future__ import annotations
 
-import contextlib
 import logging
-from collections.abc import Collection, Hashable, Iterator, Sequence
+from collections.abc import Collection, Hashable, Sequence
+from contextlib import AbstractContextManager
 from typing import NamedTuple
 
 import msgspec
@@ -19,7 +19,7 @@ import msgspec
 from chest import errors
 from chest.base import INDEX, About, rows
 from chest.batches import Batch, dead_bits, is_dead
-from chest.folder import Aside, Folder, refusals, refused
+from chest.folder import Aside, Folder, refusals
 from chest.index import Index
 from chest.log import NAME
 from chest.moving import Move
@@ -208,14 +208,9 @@ class Rewrite:
 
     # -- steps -------------------------------------------------------------------------
 
-    @contextlib.contextmanager
-    def _refusals(self) -> Iterator[None]:
+    def _refusals(self) -> AbstractContextManager[None]:
         """Raise what the system says of the log as `StoreError`."""
-        try:
-            yield
-        except OSError as error:
-            path = self._home.join(NAME)
-            raise refused(error, path, "could not be written anew") from error
+        return refusals(self._home.join(NAME), "could not be written anew")
 
     def _write_rows(
         self,

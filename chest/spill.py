@@ -37,6 +37,7 @@ from chest.formats.compressed import dump_if_it_pays, form_of, ratio
 from chest.index import AnyEntry
 from chest.manifest import Manifest
 from chest.memory import weigh
+from chest.nesting import Nesting
 from chest.packs import Packs
 from chest.protocols import Format, Receipt
 from chest.readtier import ReadTier
@@ -116,6 +117,7 @@ class SpillTier(ReadTier):
         self._compressed = form_of(compression)
         self._file_number = _file_numbers()
         self._left: set[str] = set()  # replaced folders that somebody reads
+        self.nesting = Nesting(store.home.path)
 
     def exclusive(self) -> AbstractContextManager[None]:
         """Hold the lock between processes; see `Manifest.exclusive`."""
@@ -167,14 +169,15 @@ class SpillTier(ReadTier):
             The disk refused. No file is left.
         """
         self.manifest.check_writable()
-        try:
-            return self._encode_as_asked(job)
-        except RuntimeError as error:
-            if job.format != "zarr":
-                raise
-            # When the interpreter ends, zarr cannot write any more.
-            log.info("%s is no zarr array: %s", errors.short(job.key), error)
-            return self._encode_as_asked(job._replace(format=self._fallback))
+        with self.nesting.pickling(job.key):
+            try:
+                return self._encode_as_asked(job)
+            except RuntimeError as error:
+                if job.format != "zarr":
+                    raise
+                # When the interpreter ends, zarr cannot write any more.
+                log.info("%s is no zarr array: %s", errors.short(job.key), error)
+                return self._encode_as_asked(job._replace(format=self._fallback))
 
     def _encode_as_asked(self, job: Job) -> Written:
         draft: Draft | FolderDraft
@@ -184,6 +187,7 @@ class SpillTier(ReadTier):
         try:
             draft = self.store.folder_draft() if folder else self.store.draft()
         except errors.DroppedError:
+            self.store.home.check_open()  # as below
             raise
         except OSError as error:
             path = self.store.home.path
@@ -192,8 +196,9 @@ class SpillTier(ReadTier):
             if isinstance(draft, FolderDraft):
                 return self._encode_array(job, draft)
             return self._encode(job, draft)
-        except OSError as error:
+        except (OSError, errors.CorruptError) as error:
             draft.discard()
+            self.store.home.check_open()  # a temporary folder goes when it is closed
             if isinstance(error, errors.ChestError):
                 raise
             raise refused(error, draft.path, "could not be written", job.key) from error
@@ -354,7 +359,7 @@ class SpillTier(ReadTier):
                     self.packs.delete(name)
                 elif not self.store.delete(name) and name.startswith(TEMPORARY):
                     self._left.add(name)  # a name that nobody else will have
-            except OSError as error:
+            except (OSError, errors.ClosedError) as error:
                 log.info("%s is left: %s", self.store.home.join(name), error)
 
     def check_storable(self, key: Hashable, value: object, form: str) -> None:
@@ -448,6 +453,7 @@ class SpillTier(ReadTier):
     def after_fork(self) -> None:
         """Stop sharing descriptors with the parent, in the child."""
         self.manifest.after_fork()
+        self.nesting.after_fork()
         self._left = set()
         self.spares()  # the parent's to remove
         self._file_number = _file_numbers()

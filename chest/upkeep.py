@@ -6,12 +6,13 @@ disk. Does not own: the mapping, or how values move.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import time
 from collections.abc import Hashable, Iterable, Sequence
 from typing import Any
 
-from chest import facts, reprs
+from chest import errors, facts, reprs
 from chest.batches import Batch, Columns, Packed
 from chest.conflict import Settling
 from chest.index import AnyEntry, same
@@ -38,7 +39,10 @@ class Upkeep(Settling):
         if self._word[1] != self._seen:
             self.refresh()
         memory = self._memory
-        return len(self._manifest.index) + len(memory.fresh) + len(memory.newest)
+        count = len(self._manifest.index) + len(memory.fresh) + len(memory.newest)
+        if self._closed:  # by another thread: memory is empty
+            self._refuse()
+        return count
 
     # -- what there is -----------------------------------------------------------------
 
@@ -68,6 +72,7 @@ class Upkeep(Settling):
         self._look()
         slot, entry = self._slots.get(key), self._manifest.index.get(key)
         if slot is None and entry is None:
+            self._check_open()  # another thread may have closed it
             raise KeyError(key)
         return slot, entry
 
@@ -200,7 +205,9 @@ class Upkeep(Settling):
         """Delete the least recently used keys beyond ``available_disk``."""
         budget = self._settings.available_disk
         if budget is not None and self._stored() > budget:
-            self._trim(budget, None)
+            # What was written is published, also where another thread has closed it.
+            with contextlib.suppress(errors.ClosedError):
+                self._trim(budget, None)
 
     @property
     def stored_nbytes(self) -> int:
@@ -263,7 +270,7 @@ class Upkeep(Settling):
             try:
                 for key, entry in pairs[start : start + MOST_DRAFTS]:
                     written.append(self._spill.adopt(key, theirs, entry, births[key]))
-                with self._publishing():
+                with self._publishing(alone=True):
                     for each in written:  # others may have given it away meanwhile
                         each.entry.birth = self._birth_of(each.key)
                     replaced = self._spill.publish(written)
@@ -286,7 +293,7 @@ class Upkeep(Settling):
                 data = theirs.raw(key, entry)
                 small.add(key, births[key], data, made=entry.made)
             batch = self._spill.pack(small)
-            with self._publishing():
+            with self._publishing(alone=True):
                 find, last = self._manifest.index.get, self._manifest.index.last_birth
                 if any(
                     birth <= last and find(key) is None
@@ -319,7 +326,7 @@ class Upkeep(Settling):
                 break
             gone.append(key)
             left -= size
-        with self._publishing():
+        with self._publishing(alone=True):
             found = ((key, self._manifest.index.get(key)) for key in gone)
             live = {key: known for key, known in found if known is not None}
             names = self._spill.remove(live)

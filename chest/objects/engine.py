@@ -74,6 +74,9 @@ class ObjectEngine(ObjectLedger):
         # docstring inherited
         failed: list[tuple[Slot, Exception]] = []
         down: list[errors.StoreError] = []
+        refusal = self._nesting.refusal()
+        if refusal is not None:
+            return [(slot, refusal) for slot in slots]
         most = MOST_REFUSALS if serial else THREADS
 
         def write(slot: Slot) -> None:
@@ -125,7 +128,8 @@ class ObjectEngine(ObjectLedger):
                 with self.lock:  # it gives way to what somebody has put since
                     self._memory.drop(slot)
                 return
-        entry = self._put_job(job)
+        with self._nesting.pickling(slot.key):
+            entry = self._put_job(job)
         with self.lock:
             self._follow(name, slot.key, slot)
             slot.entry, slot.dirty = entry, False
@@ -175,7 +179,8 @@ class ObjectEngine(ObjectLedger):
         entry = slot.entry
         if slot.fixed or not isinstance(entry, Stored):
             return False
-        now = self._sealer.digest(value, entry)
+        with self._nesting.pickling(slot.key):
+            now = self._sealer.digest(value, entry)
         if now == entry.digest:
             return False
         if now is None:

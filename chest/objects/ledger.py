@@ -20,7 +20,8 @@ from chest.errors import short
 from chest.eviction import policy as make_policy
 from chest.keeper import Keeper
 from chest.memory import MemoryTier, Slot
-from chest.objects.naming import LONGEST, NAN, OWN, PICKLED, key_of, name_of
+from chest.nesting import Nesting
+from chest.objects.naming import LONGEST, OWN, PICKLED, key_of, name_of
 from chest.objects.sealing import END_NBYTES, GONE_NBYTES, Sealer, Stored, untrusted
 from chest.opening import formats, load_key
 from chest.settings import Settings
@@ -77,6 +78,8 @@ class ObjectLedger(Keeper):
         self._spills = self._freed = self._written = self._loaded = 0
         self._written_nbytes = self._loaded_nbytes = 0
         self._savers: list[Any] = []
+        # Not within one another: another thread would wait for the key's lock.
+        self._nesting = Nesting(self.path, deepest=1)
         self._pid = os.getpid()
         self._make_locks()
         self._closed = False
@@ -97,9 +100,6 @@ class ObjectLedger(Keeper):
                 f"the key {short(key)} would make a name of {len(name)} bytes, of which "
                 f"an object's, with {self.path}, has {LONGEST} at most: shorten the key"
             )
-            raise errors.KeyEncodingError(msg, key=key, path=self.path)
-        if NAN in name:
-            msg = f"{short(key)} has a nan, which is not equal to itself, in its name"
             raise errors.KeyEncodingError(msg, key=key, path=self.path)
         if PICKLED in name and not self._loads_keys:
             msg = (

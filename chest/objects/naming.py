@@ -27,12 +27,11 @@ import msgspec
 
 from chest import errors, keys
 
-__all__ = ["LONGEST", "NAN", "OWN", "PICKLED", "key_of", "name_of", "named", "text_of"]
+__all__ = ["LONGEST", "OWN", "PICKLED", "key_of", "name_of", "named", "text_of"]
 
 OWN = ".chest/"  # begins the names of what is no value
 LONGEST = 1024  # bytes of a name with its prefix, in all stores
 LONGEST_PART = 200  # characters; file systems take 255 bytes
-NAN = "!22float!22!3A!22nan!22"
 PICKLED = "!22pickle!22"  # in the names of keys that are pickled
 
 _plain = re.compile(r"[A-Za-z0-9\-][A-Za-z0-9\-_.]{0,199}").fullmatch

@@ -47,9 +47,13 @@ class Draft:
     suffix = ""  # of the name it will get
 
     def __init__(self, home: Folder) -> None:
-        self._home = home
+        self._home = home = home.twin()  # it is removed also when the chest was closed
         self.size = 0
-        self._fd, self.name = home.create_temporary()
+        try:
+            self._fd, self.name = home.create_temporary()
+        except BaseException:
+            home.close()
+            raise
         self.path = home.join(self.name)
 
     def write(self, buffers: Sequence[Buffer]) -> None:
@@ -108,6 +112,7 @@ class Draft:
         if self._fd >= 0:
             system.close(self._fd)
             self._fd = -1
+            self._home.close()
 
     def discard(self) -> None:
         """Remove the file. Safe to call twice, and after it was published.
@@ -149,8 +154,12 @@ class FolderDraft:
     suffix = ".zarr"  # what other tools know such a folder by
 
     def __init__(self, home: Folder, taken: tuple[int, str] | None = None) -> None:
-        self._home = home
-        self.fd, self.name = taken or home.create_folder()
+        self._home = home = home.twin()  # as in `Draft`
+        try:
+            self.fd, self.name = taken or home.create_folder()
+        except BaseException:
+            home.close()
+            raise
         self.path = home.join(self.name)
 
     def finish(self, *, sync: bool) -> None:
@@ -184,6 +193,10 @@ class FolderDraft:
 
     def release(self) -> None:
         """Give up the lock: the folder is published, or gone. Safe to call twice."""
+        self._unlock()
+        self._home.close()
+
+    def _unlock(self) -> None:
         if self.fd >= 0:
             system.close(self.fd)
             self.fd = -1
@@ -195,11 +208,13 @@ class FolderDraft:
         """
         if self.fd < 0:
             return
-        self.release()
+        self._unlock()
         try:
             self._home.remove_folder(self.name)
         except OSError as error:
             log.info("%s is left: %s", self.path, error)
+        finally:
+            self._home.close()
 
 
 class Discard:

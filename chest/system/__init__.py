@@ -11,6 +11,7 @@ from __future__ import annotations
 from chest.system import files, hosts, locks, maps, memory, places, threads
 
 POSIX = files.POSIX
+Descriptor = files.Descriptor
 close = files.close
 flush_file = files.flush_file
 pwrite_all = files.pwrite_all

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "POSIX",
+    "Descriptor",
     "close",
     "flush_file",
     "pwrite_all",
@@ -172,6 +173,24 @@ def close(fd: int) -> None:
         os.close(fd)
     except OSError as error:
         log.info("closing a file: %s", error)
+
+
+class Descriptor(int):
+    """An open descriptor, closed with the last reference to it.
+
+    So a thread that is in the middle of a call cannot find another file, of the same
+    number, in the place of a folder that was closed meanwhile.
+    """
+
+    _open = True
+
+    def close(self) -> None:
+        """Release it now. Safe to call twice."""
+        if self._open:
+            self._open = False
+            close(self)
+
+    __del__ = close
 
 
 def flush_file(fd: int) -> None:

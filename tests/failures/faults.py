@@ -62,7 +62,11 @@ class System:
 
         def call(*args: Any, **kwargs: Any) -> Any:
             self.count += 1
-            return self.act(self.count, name, real, args, kwargs)
+            try:
+                return self.act(self.count, name, real, args, kwargs)
+            finally:
+                # A folder is open as long as a frame of a traceback refers to it.
+                del args, kwargs
 
         return call
 
@@ -107,6 +111,7 @@ def failing(number: int, first: int, *, forever: bool) -> Act:
         if count == first or (forever and count > first):
             if name == "close":
                 real(*args)  # a close that fails has closed nevertheless
+            del args, kwargs  # as in `System.wrap`
             raise OSError(number, os.strerror(number))
         return real(*args, **kwargs)
 

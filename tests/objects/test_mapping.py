@@ -67,13 +67,6 @@ class ObjectContract(MappingContract):
             with pytest.raises(KeyError):
                 c.popitem()
 
-    def test_nan_is_found_by_identity(self, c: Any) -> None:
-        # Not here: an object is found by its name.
-        for nan in (float("nan"), ("a", float("nan"))):
-            with pytest.raises(errors.KeyEncodingError, match="nan"):
-                c[nan] = 1
-        assert len(self.after(c)) == 0
-
     def test_keys_that_differ_never_collide(self, c: Any) -> None:
         for number, key in enumerate(KEYS):
             c[key] = number

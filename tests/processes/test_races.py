@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import multiprocessing
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ import pytest
 from chest import Chest, errors
 from chest.index import Index
 from chest.rewrite import Rewrite
+from chest.stores.local import LocalStore
 from tests.processes import helpers
 
 pytestmark = pytest.mark.filterwarnings(
@@ -303,3 +305,19 @@ def test_no_thread_misses_a_key_while_another_reads_the_log_anew(
             assert 9 in c
         assert found
         assert all(found)
+
+
+def test_a_new_chest_that_another_fills_while_it_is_opened_has_lost_nothing(
+    chest_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sealed = LocalStore.sealed
+
+    def filled_first(self: LocalStore) -> Iterator[str]:
+        monkeypatch.setattr(LocalStore, "sealed", sealed)
+        with Chest(chest_dir) as other:
+            other["x"] = [1]
+        return sealed(self)
+
+    monkeypatch.setattr(LocalStore, "sealed", filled_first)
+    with Chest(chest_dir) as c:
+        assert dict(c) == {"x": [1]}

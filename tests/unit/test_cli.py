@@ -465,3 +465,49 @@ def test_reader_of_the_output_may_go_away_silently(path: str) -> None:
     os.close(writer)
     assert process.communicate() == (None, b"")
     assert process.returncode == cli.READER_GONE
+
+
+def test_a_chest_that_lost_its_manifest_is_told_of_recover(
+    capsys: Capture, path: str
+) -> None:
+    os.unlink(os.path.join(path, ".keys"))
+    before = state(path)
+    for command in ("info", "ls", "verify", "compact"):
+        code, out, error = run(capsys, command, path)
+        assert (code, out) == (1, "")
+        assert f"chest recover {path}" in error
+    assert state(path) == before
+    assert run(capsys, "recover", path, "--quiet")[0] == 0
+    assert run(capsys, "verify", path, "--quiet")[0] == 0
+
+
+@pytest.mark.parametrize("command", ["info", "recover"])
+def test_a_path_that_is_no_folder_is_named(
+    capsys: Capture, tmp_path: Path, command: str
+) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    for path, what in (
+        (str(tmp_path / "none"), "none does not exist"),
+        ("", "'' does not exist"),
+        (str(file), "is not a chest: a chest is a folder"),
+        (str(file / "below"), "below: Not a directory"),
+    ):
+        code, _, error = run(capsys, command, path)
+        assert code == 2
+        assert error.endswith(f"{what}\n")
+
+
+def test_what_the_system_refuses_is_said_without_numbers(
+    capsys: Capture, path: str, tmp_path: Path
+) -> None:
+    output = str(tmp_path / "none" / "x")
+    code, _, error = run(capsys, "get", path, "x", "--output", output)
+    assert (code, error) == (2, f"chest: {output}: No such file or directory\n")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="closes descriptors as shells do")
+def test_a_closed_output_is_no_error(path: str) -> None:
+    command = python("info", path, preexec_fn=lambda: os.close(1))
+    _, error = command.communicate()
+    assert (command.returncode, error) == (0, b"")

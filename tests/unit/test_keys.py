@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import re
 from collections.abc import Hashable
 from pathlib import Path
@@ -128,3 +129,57 @@ def test_surrogates_that_follow_one_another_are_not_the_character_of_the_pair(
     with Chest(chest_dir) as c:
         assert dict(c) == {pair: "pair", character: "character"}
         assert len({c.key_to_filename(key) for key in c}) == 2
+
+
+class Lonely:
+    """Equal to nothing but itself, as objects are."""
+
+
+@pytest.mark.parametrize("use", ["set", "set_many", "incr", "add", "touch", "get"])
+@pytest.mark.parametrize("key", [float("nan"), (1, float("nan")), Lonely()])
+def test_a_key_that_would_be_another_one_when_it_is_read_leaves_the_chest_as_it_was(
+    chest_dir: Path, use: str, key: Hashable
+) -> None:
+    with Chest(chest_dir) as c:
+        c.update({number: number for number in range(10_000)})
+        c.flush()  # which leaves a checkpoint
+    with Chest(chest_dir) as c:
+        if use == "touch":
+            assert not c.touch(key, 10)
+        elif use == "get":  # as a dict, which can be asked for anything
+            assert key not in c
+            assert c.get(key) is None
+            assert c.pop(key, None) is None
+        else:
+            arguments: tuple[object, ...] = {
+                "set_many": ({"y": 1, key: 1},),
+                "incr": (key,),
+            }.get(use, (key, 1))
+            with pytest.raises(errors.KeyEncodingError, match="not equal to it"):
+                getattr(c, use)(*arguments)
+        c["x"] = 1
+    with Chest(chest_dir) as c:
+        assert {*c} - {"y"} == {*range(10_000), "x"}
+        assert c.verify() == []
+
+
+def test_a_nan_of_an_old_chest_is_found_replaced_and_deleted(chest_dir: Path) -> None:
+    nan = float("nan")
+    (chest_dir / ".keys").write_bytes(
+        pickle.dumps([(nan, "n"), ("x", "x")], protocol=1)
+    )
+    for name in ("n", "x"):
+        (chest_dir / name).write_bytes(pickle.dumps(name))
+    for opened in range(3):
+        with Chest(chest_dir) as c:
+            key, other = c
+            assert (str(key), other) == ("nan", "x")
+            assert c[key] == (opened or "n")
+            c[key] = opened + 1
+            c.flush()
+            c.compact()
+            assert c[key] == opened + 1
+    with Chest(chest_dir) as c:
+        del c[key]
+    with Chest(chest_dir) as c:
+        assert dict(c) == {"x": "x"}
