@@ -287,8 +287,8 @@ class Manifest(Writing):
         if self._fd >= 0:
             system.close(self._fd)
             self._fd = -1
+        self._home.close()  # first: no thread begins a pack any more
         self._packs.close()
-        self._home.close()
 
     def after_fork(self) -> None:
         """Stop sharing the parent's lock: open the folder anew, in the child."""

@@ -458,7 +458,7 @@ class Packing(Ledger):
             except LOST:
                 # Read the log instead; what is damaged there is an error.
                 rewrite.discard()
-                with self._publishing(alone=True):
+                with self._publishing():
                     if self._manifest.index.base is not None:
                         self._manifest.index.lose_base()
                     rewrite, poor = self._begin_rewrite()

@@ -84,6 +84,7 @@ class Packs:
         self._home = home
         self._check = check
         self._open: dict[str, int] = {}
+        self._closed = False
         # A slice of a map takes a third of the time of a read. Elsewhere than on a local
         # disk a map does not show what other hosts write.
         self._maps: dict[str, FileMap] = {}
@@ -356,6 +357,9 @@ class Packs:
 
     def close(self) -> None:
         """Release all descriptors. Safe to call twice."""
+        self._closed = (
+            True  # first: a reader in another thread keeps nothing from now on
+        )
         self.end()
         self.keep_only(())
 
@@ -413,11 +417,10 @@ class Packs:
 
     def _keep(self, name: str, fd: int) -> None:
         """Have others read with this descriptor as well, or with a map of the pack."""
-        if self._map(name, fd):
-            system.close(fd)
-            return
-        if self._open.setdefault(name, fd) != fd:
-            system.close(fd)  # another thread was quicker
+        if self._map(name, fd) or self._open.setdefault(name, fd) != fd:
+            system.close(fd)  # it is not needed, or another thread was quicker
+        if self._closed:
+            self.forget(name)
         for oldest in list(self._open)[: max(0, len(self._open) - MOST_OPEN)]:
             self.forget(oldest)
 

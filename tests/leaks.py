@@ -79,7 +79,8 @@ def _nothing_left_behind(own_temporary_directory: None) -> Iterator[None]:
     patience = time.monotonic() + PATIENCE
     while open_files() - files and time.monotonic() < patience:
         time.sleep(0.01)
-    assert not list((open_files() - files).elements()), "the test left files open"
+    left = [*(open_files() - files).elements()]
+    assert not left, f"the test left files open: {left}"
     assert not child_processes() - processes, "the test left processes behind"
     assert not temporary_chests() - chests, "the test left temporary chests behind"
 
