@@ -117,8 +117,8 @@ class Atomic(Publications):
         """
         lock, manifest = self.lock, self._manifest
         names: Sequence[str] = ()
-        if self._alone:
-            self._check_alone()
+        if self._alone or manifest._depth:
+            self._check_begun()
         lock.acquire()
         try:
             self._alone = True
@@ -148,7 +148,9 @@ class Atomic(Publications):
                 if manifest.publish_one(key, entry, old, last=True):
                     self._seen = manifest.seen
                     self._counted = entry, total
-                    if slot is not None:
+                    if slot is None or self._memory.slots.get(key) is not slot:
+                        self._forget_old(key)
+                    else:
                         slot.entry = entry
                         self._values[key] = total
                         self._touch(key)
@@ -370,6 +372,13 @@ class Atomic(Publications):
         return value, entry.cost
 
     # -- steps -------------------------------------------------------------------------
+
+    def _forget_old(self, key: Hashable) -> None:
+        """Let go of a number that a signal's handler has just brought into memory."""
+        if key in self._values:
+            slot = self._slots[key]
+            if not slot.dirty:
+                self._memory.drop(slot)
 
     def _add_up(
         self, key: Hashable, delta: Any, default: Any

@@ -138,7 +138,10 @@ class Keeper(Face):
 
     def _make_room(self, key: Hashable) -> None:
         """Bring memory within the budget after *key* was set."""
-        self._check_open()
+        if self._closed:
+            if key in self._memory.values:  # it came too late, and is nowhere else
+                self._check_open()
+            return
         slot = self._slots.get(key)
         if slot is not None and slot.nbytes > self._memory.budget:
             self._evict([slot])  # it is not kept, so nobody has to leave for it

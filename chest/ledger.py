@@ -96,7 +96,6 @@ class Ledger(Keeper):
         self._unmoved: frozenset[tuple[str, int]] = frozenset()
         # Under the lock: nothing may begin within what has begun, for neither what exists
         # nor what is to be published is known but in part.
-        self._alone = False
         self._make_lock()
         self._values = self._memory.values
         # Signed files are signed one by one, and only a pickle needs no footer.
@@ -125,6 +124,7 @@ class Ledger(Keeper):
     def _make_lock(self) -> None:
         """A new lock between threads; its methods at hand, which a set is quicker by."""
         self.lock = threading.RLock()
+        self._alone = False
         self._acquire, self._unlock = self.lock.acquire, self.lock.release
         self._slots = Slots(self._memory, self.lock)
 
@@ -297,7 +297,7 @@ class Ledger(Keeper):
     @contextlib.contextmanager
     def _quiet(self) -> Iterator[None]:
         """A block in which this thread is not made to change what is in memory."""
-        self._check_alone()
+        self._check_begun()
         with self.lock:
             self._alone = True
             try:
@@ -305,10 +305,15 @@ class Ledger(Keeper):
             finally:
                 self._alone = False
 
-    def _check_alone(self) -> None:
-        """Raise ReentryError within what has begun in this thread."""
-        # Else it is another thread's, or Ctrl-C has kept it from being taken back.
-        if self._alone and self.lock._is_owned():  # type: ignore[attr-defined]
+    def _check_begun(self) -> None:
+        """Raise ReentryError within what has begun in this thread.
+
+        What Ctrl-C has kept from ending is ended.
+        """
+        if not self.lock._is_owned():  # type: ignore[attr-defined]
+            with self.lock:  # whoever was within has ended then
+                self._manifest.free()
+        elif self._alone:
             self._refuse_reentry()
 
     def _check_idle(self) -> None:

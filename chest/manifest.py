@@ -348,6 +348,7 @@ class Manifest(Writing):
             self._growing = Index(given, header.birth)
             self.word = self._map_word()
             self._position = self._start = len(line)
+            self._unread = None
             if checkpointed:
                 self._load_checkpoint()
             self._read_new()

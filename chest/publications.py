@@ -63,8 +63,8 @@ class Publications(Bulk):
             return True
         small = key, value, weight, data, options, expires, allowed
         lock, names = self.lock, None
-        if self._alone:
-            self._check_alone()
+        if self._alone or self._manifest._depth:
+            self._check_begun()
         lock.acquire()
         try:
             self._alone = True
@@ -106,8 +106,8 @@ class Publications(Bulk):
         Whether that was done: not where more has to be known of what is replaced.
         """
         manifest, memory = self._manifest, self._memory
-        if self._alone:
-            self._check_alone()
+        if self._alone or manifest._depth:
+            self._check_begun()
         self._acquire()
         try:
             self._alone = True

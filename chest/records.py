@@ -295,7 +295,9 @@ class Lines:
                 break  # also where it speaks of many keys
             if not entry.generation:
                 entry.generation = number
-            same = body[: body.find(b',"z":') + 5] if entry.value is not None else b"\n"
+            same, size = b"\n", body.find(b',"z":')
+            if entry.value is not None and size > 0:
+                same = body[: size + 5]
             found.append(entry)
             passed, start, number = -1, end + 1, number + 1
         if passed >= 0:  # the next is not there, as a whole

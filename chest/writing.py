@@ -175,7 +175,7 @@ class Writing(Tail):
         data = system.read_all(self._fd, begin, size - begin) if size > begin else b""
         if data and (data[-1:] != b"\n" or word != word_at(size)):
             return False  # torn, or nobody said that it is whole
-        if MARK in data:
+        if MARK in data or b"\0" in data:  # which a power cut leaves of a record
             return False
         if not self.generation % LOOK_EACH:
             self._check_there()

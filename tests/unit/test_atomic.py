@@ -822,3 +822,60 @@ def test_a_counter_counts_on_whatever_becomes_of_it(tmp_path: Path) -> None:
         assert c.incr("n") == 6
         assert c.transact(lambda t: t["n"]) == other["n"] == 6
         assert c.memory_usage <= c.available_memory
+
+
+class Looks(int):
+    """A number whose adding looks at the counter, as a signal's handler might."""
+
+    chest: Chest
+
+    def __radd__(self, other: int) -> int:
+        assert self.chest["n"] == other
+        return other + int(self)
+
+
+@pytest.mark.parametrize("in_memory", [False, True])
+def test_a_counter_that_is_looked_at_amid_its_increment_is_exact(
+    tmp_path: Path, in_memory: bool
+) -> None:
+    with Chest(tmp_path / "c") as c, Chest(tmp_path / "c") as other:
+        Looks.chest = c
+        if in_memory:
+            c["n"] = 0
+        assert [c.incr("n"), c.incr("n")] == [1, 2]
+        assert c.incr("n", Looks(1)) == c["n"] == other["n"] == 3
+        assert c.incr("n", Looks(1)) == 4
+        c.available_memory = 0
+        assert c.incr("n", Looks(1)) == c["n"] == 5
+        assert c.memory_usage == 0
+        assert other.incr("n") == 6
+
+
+@pytest.mark.parametrize("act", ["incr", "set", "set beside others"])
+def test_a_lock_that_ctrl_c_kept_from_ending_is_ended_first(
+    tmp_path: Path, act: str
+) -> None:
+    """The depth was left, whether or not the lock was given back."""
+    path = tmp_path / "c"
+    for held in (False, True):
+        with Chest(path, publish="each") as c, Chest(path, publish="each") as other:
+            before = c.incr("n")
+            manifest = c._manifest
+            if held:
+                manifest.enter()
+            else:
+                other["x"], other["y"] = 1, 2
+                other.incr("n", 0)
+                manifest._depth = 1
+            if act == "incr":
+                assert c.incr("n") == before + 1
+            else:
+                if act == "set":
+                    c.refresh()
+                c["z"] = 3
+            assert not manifest.is_held_here()
+            assert other.incr("m") > 0
+            assert [*c.items()] == [*other.items()]
+            assert c.verify() == []
+        with Chest(path) as fresh:
+            assert fresh.get("z", 3) == 3

@@ -629,3 +629,42 @@ def test_a_value_that_could_not_be_set_unseen_is_not_there(
         pass
     assert births(one) == births(other) == {"a": 1, "c": 2}
     assert set_unseen(one, "d")
+
+
+def test_a_record_that_a_power_cut_tore_is_not_passed_over(opened: Open) -> None:
+    """All of it is there but for a sector, and the word says so."""
+    one, other = opened(), opened()
+    assert set_unseen(other, "a")
+    entry = Entry("b", size=1, nbytes=9, value=b"x" * 1500)
+    line = bytearray(other._lines.line(entry, 2))
+    size = os.path.getsize(one.path)
+    begin = -size % 512
+    line[begin : begin + 512] = bytes(512)
+    append_bytes(other, line)
+    one._set_word(b"%08x" % (size + len(line)))
+    late = opened()
+    assert not set_unseen(late, "c")
+    with late.exclusive():
+        pass
+    assert set_unseen(late, "c")
+    assert [*births(opened())] == [*births(late)] == ["a", "c"]
+
+
+def test_all_is_read_again_also_what_was_passed_over(opened: Open) -> None:
+    """As when the checkpoint turns out to be damaged."""
+    one, other = opened(), opened()
+    put(other, "a", "b")
+    one.tail()
+    assert set_unseen(other, "c")
+    assert set_unseen(one, "d")
+    one._load(checkpointed=False)
+    assert [*births(one)] == ["a", "b", "c", "d"]
+
+
+def test_records_of_others_that_name_no_size_are_all_read(opened: Open) -> None:
+    writer, reader = opened(), opened()
+    for number, key in enumerate("abcdef"):
+        with writer.exclusive():
+            writer.publish_one(key, Entry(key, number + 1, value=b"x"), None, last=True)
+    reader.tail()
+    assert live(reader) == [*"abcdef"]
