@@ -297,7 +297,8 @@ class Ledger(Keeper):
     @contextlib.contextmanager
     def _quiet(self) -> Iterator[None]:
         """A block in which this thread is not made to change what is in memory."""
-        self._check_begun()
+        if self._alone:
+            self._check_begun()
         with self.lock:
             self._alone = True
             try:
