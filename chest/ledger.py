@@ -94,8 +94,6 @@ class Ledger(Keeper):
         self._pid = os.getpid()
         # Packs, and how much of each was dead, that compaction could not empty.
         self._unmoved: frozenset[tuple[str, int]] = frozenset()
-        # Under the lock: nothing may begin within what has begun, for neither what exists
-        # nor what is to be published is known but in part.
         self._make_lock()
         self._values = self._memory.values
         # Signed files are signed one by one, and only a pickle needs no footer.
@@ -124,6 +122,8 @@ class Ledger(Keeper):
     def _make_lock(self) -> None:
         """A new lock between threads; its methods at hand, which a set is quicker by."""
         self.lock = threading.RLock()
+        # Under the lock: nothing may begin within what has begun, for neither what exists
+        # nor what is to be published is known but in part.
         self._alone = False
         self._acquire, self._unlock = self.lock.acquire, self.lock.release
         self._slots = Slots(self._memory, self.lock)

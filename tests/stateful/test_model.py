@@ -267,9 +267,9 @@ def _copied(value: Any) -> Any:
     return value.copy() if hasattr(value, "copy") else value
 
 
-def run(examples: int, steps: int) -> None:
+def run(machine: type[RuleBasedStateMachine], examples: int, steps: int) -> None:
     hypothesis.stateful.run_state_machine_as_test(
-        AgainstDict,
+        machine,
         settings=hypothesis.settings(
             max_examples=examples,
             stateful_step_count=steps,
@@ -282,10 +282,10 @@ def run(examples: int, steps: int) -> None:
 
 @pytest.mark.timeout(300)  # 30 s alone, 100 s on a machine that others load
 def test_a_chest_is_a_dict_whatever_happens() -> None:
-    run(100, 30)
+    run(AgainstDict, 100, 30)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_a_chest_is_a_dict_whatever_happens_for_long() -> None:
-    run(2_000, 60)
+    run(AgainstDict, 2_000, 60)

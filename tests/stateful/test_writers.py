@@ -12,14 +12,13 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import hypothesis
-import hypothesis.stateful
 import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
 from chest import Chest, Ordered
 from tests.failures import faults, scenes
+from tests.stateful.test_model import run
 
 WRITERS = 3
 WHO = st.integers(0, WRITERS - 1)
@@ -153,25 +152,12 @@ def facts(c: Chest) -> dict[Any, tuple[int, int]]:
     return {key: (entry.generation, entry.birth) for key, entry in index.items()}
 
 
-def run(examples: int, steps: int) -> None:
-    hypothesis.stateful.run_state_machine_as_test(
-        Writers,
-        settings=hypothesis.settings(
-            max_examples=examples,
-            stateful_step_count=steps,
-            deadline=None,
-            phases=[hypothesis.Phase.generate],
-            suppress_health_check=list(hypothesis.HealthCheck),
-        ),
-    )
-
-
 @pytest.mark.timeout(300)
 def test_writers_that_do_not_look_lose_nothing_and_agree() -> None:
-    run(60, 30)
+    run(Writers, 60, 30)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_writers_that_do_not_look_lose_nothing_and_agree_for_long() -> None:
-    run(2_000, 60)
+    run(Writers, 2_000, 60)
