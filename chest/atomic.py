@@ -1,7 +1,7 @@
 """Operations that read and write in one step, for all processes.
 
-Owns: transactions, counters, insertion if absent, deadlines: what is published when the
-call returns, or did not happen. Does not own: the mapping, or how values move.
+Owns: transactions, insertion if absent, deadlines: what is published when the call
+returns, or did not happen. Does not own: counters, the mapping, or how values move.
 
 A value is encoded before the lock is taken where it is known before; what depends on the
 present value is small, or the user's to keep small.
@@ -13,18 +13,14 @@ import contextlib
 import time
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from itertools import islice
-from numbers import Number
-from pickle import dumps
 from typing import Any, TypeVar
 
 from chest import errors, expiry
+from chest.counters import Counters
 from chest.engine import is_readonly_array
-from chest.errors import short
 from chest.index import AnyEntry, same
 from chest.ledger import generation
-from chest.packing import INLINE_NBYTES
-from chest.publications import New, Publications
-from chest.records import Entry
+from chest.publications import New
 from chest.sizing import SCALARS
 from chest.spill import MOST_DRAFTS, line_of
 from chest.transaction import Transaction
@@ -35,7 +31,7 @@ MISSING: Any = object()
 T = TypeVar("T")
 
 
-class Atomic(Publications):
+class Atomic(Counters):
     """An engine whose operations are exact between threads and processes."""
 
     __slots__ = ()
@@ -87,89 +83,6 @@ class Atomic(Publications):
                 self._spill.discard(each.written for each in new)
         self._after(replaced)
         return result
-
-    def incr(self, key: Hashable, delta: Any = 1, default: Any = 0) -> Any:
-        """Add *delta* to a number and return the sum; published at once.
-
-        No increment of another process or thread is lost. A deadline that the key has
-        stays.
-
-        Parameters
-        ----------
-        key : Hashable
-        delta : number
-        default : number or None
-            What a missing key counts as; None: it must be there.
-
-        Raises
-        ------
-        KeyError
-            There is no such key, and *default* is None.
-        TypeError
-            The value is no number; it is left as it is.
-
-        Examples
-        --------
-        >>> from chest import Chest
-        >>> with Chest() as c:
-        ...     c.incr("visits"), c.incr("visits", 10), c.decr("visits")
-        (1, 11, 10)
-        """
-        lock, manifest = self.lock, self._manifest
-        names: Sequence[str] = ()
-        if self._alone or manifest._depth:
-            self._check_begun()
-        lock.acquire()
-        try:
-            self._alone = True
-            old, number = self._counted
-            slot = self._memory.slots.get(key)
-            if (
-                old is manifest.index.entries.get(key)
-                and type(old) is Entry
-                and old.expires is None
-                and self._word[1] == self._seen
-                and not manifest._depth
-                and (key not in self._values if slot is None else slot.entry is old)
-                and type(total := number + delta) is int
-                and (nbytes := total.__sizeof__()) <= INLINE_NBYTES
-                and (slot is None or slot.plain == nbytes)
-            ):
-                # As mostly: counted here before, and by nobody else since.
-                data = dumps(total, 5)
-                size = len(data)
-                entry = Entry(
-                    old.text,
-                    old.birth,
-                    size=size,
-                    nbytes=nbytes,
-                    value=data,
-                )
-                if manifest.publish_one(key, entry, old, last=True):
-                    self._seen = manifest.seen
-                    self._counted = entry, total
-                    if slot is None or self._memory.slots.get(key) is not slot:
-                        self._forget_old(key)
-                    else:
-                        slot.entry = entry
-                        self._values[key] = total
-                        self._touch(key)
-                    spill = self._spill
-                    spill.written += 1
-                    spill.written_bytes += size
-                    return total
-            self._alone = False
-            with self._publishing(alone=True):
-                total, names = self._add_up(key, delta, default)
-        except BaseException as error:
-            self._cut_short(error)
-            raise
-        finally:
-            self._alone = False
-            lock.release()
-        if names:
-            self._after(names)
-        return total
 
     def add(self, key: Hashable, value: Any, *, ttl: float | None = None) -> bool:
         """Set *key* if it is not there, and publish it; whether it was set.
@@ -372,48 +285,6 @@ class Atomic(Publications):
         return value, entry.cost
 
     # -- steps -------------------------------------------------------------------------
-
-    def _forget_old(self, key: Hashable) -> None:
-        """Let go of a number that a signal's handler has just brought into memory."""
-        if key in self._values:
-            slot = self._slots[key]
-            if not slot.dirty:
-                self._memory.drop(slot)
-
-    def _add_up(
-        self, key: Hashable, delta: Any, default: Any
-    ) -> tuple[Any, Sequence[str]]:
-        """`incr` of any number, with both locks held; the sum, and names to delete."""
-        old, number = self._manifest.index.get(key), self._values.get(key, MISSING)
-        kept = number is not MISSING
-        if old is None and not kept:
-            if default is None:
-                raise KeyError(key)
-            number = default
-        elif not kept and old is not None and old.value is not None:
-            number = self._spill.decode_small(key, old, old.value)
-        elif not kept:
-            number = self._read(key)[0]
-        if not isinstance(number, Number):
-            msg = f"{short(key)} is a {type(number).__name__}, which has no sum"
-            raise TypeError(msg)
-        total = number + delta
-        expires = None if old is None else old.expires
-        weight, data = self._dumped(total, None)
-        if data is None:
-            new = self._encoded(key, total, expires=expires)
-            try:
-                return total, self._accept([new])
-            finally:
-                self._spill.discard([new.written])
-        # One that is not in memory stays in the log, from where the next comes: what
-        # others add would only drive it out again.
-        names = self._publish_small(
-            key, total, weight, data, old, None, expires, keep=kept
-        )
-        assert names is not None  # the lock is held
-        self._counted = self._manifest.index.get(key), total
-        return total, names
 
     def _has(self, key: Hashable) -> bool:
         """Whether *key* is there; lock held."""

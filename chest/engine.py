@@ -36,7 +36,7 @@ from chest.folder import (
 )
 from chest.index import AnyEntry, Index, same
 from chest.keeper import kept_by_allocator
-from chest.ledger import Changed, generation
+from chest.ledger import NOTHING_COUNTED, Changed, generation
 from chest.log import MOVED, NAME
 from chest.memory import PICKLED, Options, Slot, Weight
 from chest.packing import Packing
@@ -401,7 +401,7 @@ class Engine(Packing):
         self._memory.budget = -1
         self._fresh.clear()
         self._spill.close()
-        self._word = Changed()
+        self._word, self._counted = Changed(), NOTHING_COUNTED
         if not self._explicitly_given_path and self._pid == os.getpid():
             for _ in range(MOST_SWEEPS):  # a thread may just be making a file in it
                 shutil.rmtree(self.path, ignore_errors=True)

@@ -32,9 +32,10 @@ from chest.memory import MemoryTier, Slot, Slots
 from chest.opening import open_tier, temporary_folder
 from chest.settings import Settings, absolute, nothing
 
+NOTHING_COUNTED = object(), 0  # no key has such an entry
 LEVELS = 1 << 30  # more than the locks are ever taken within one another
 
-__all__ = ["Changed", "Ledger", "Publishing", "generation"]
+__all__ = ["NOTHING_COUNTED", "Changed", "Ledger", "Publishing", "generation"]
 
 
 class Ledger(Keeper):
@@ -113,7 +114,7 @@ class Ledger(Keeper):
         self._count, self._touch = self._memory.count, self._memory.touch
         self._spills = self._freed = 0
         # The entry that the last increment has made, and the number that it says.
-        self._counted: tuple[Any, Any] = None, 0
+        self._counted: tuple[Any, Any] = NOTHING_COUNTED
         self._savers: list[Any] = []  # what counts the time that memoizing saves
         self._word: Any
         self._closed = False

@@ -17,13 +17,13 @@ from chest import errors, folder, lifetime, system
 from chest.records import Header, Lines
 from chest.system import POSIX, locks
 
-__all__ = ["NAME", "LogFile", "Polled", "Unmapped", "word_at"]
+__all__ = ["NAME", "LogFile", "Polled", "Unmapped", "integer", "word_at"]
 
 NAME = folder.MANIFEST
 MOVED = b"--------"  # the word of a file that is no longer the manifest
 IS_MOVED = int.from_bytes(MOVED, "little")
 NO_WORD = -2  # equal to no word, nor to what stands for one
-_integer = int.from_bytes
+integer = int.from_bytes
 
 # Those of this process, by id.
 _open: weakref.WeakValueDictionary[int, LogFile] = weakref.WeakValueDictionary()
@@ -105,23 +105,28 @@ class LogFile:
             if self.sync:
                 system.sync_file(self._fd)
             self._position = end + size
-        except OSError as error:
-            self._take_back(end)
-            self._suspect = self.sync
-            raise self._refused(error, "could not be written to") from error
-        except BaseException:  # Ctrl-C
-            if system.read_all(self._fd, end, size) == line:
-                self._position = end + size  # others may have read it
-                self._announce()
-            else:
-                self._take_back(end)
+        except BaseException as error:
+            self._not_written(error, line, end)
             raise
         word = self.word
         if type(word) is not memoryview:
             return end + size
         length = ((end + size) & 0xFFFFFFFF).to_bytes(4, "big")
-        word[1] = seen = _integer(hexlify(length), "little")
+        word[1] = seen = integer(hexlify(length), "little")
         return seen
+
+    def _not_written(self, error: BaseException, line: bytes, end: int) -> None:
+        """Make good what an error left of a record that was to be written at *end*."""
+        if isinstance(error, OSError):
+            self._take_back(end)
+            self._suspect = self.sync
+            raise self._refused(error, "could not be written to") from error
+        # Ctrl-C
+        if system.read_all(self._fd, end, len(line)) == line:
+            self._position = end + len(line)  # others may have read it
+            self._announce()
+        else:
+            self._take_back(end)
 
     @property
     def written(self) -> int:
@@ -203,7 +208,7 @@ class LogFile:
 
 def word_at(end: int) -> int:
     """The word of a log that ends there, as it is read from the map."""
-    return _integer(hexlify((end & 0xFFFFFFFF).to_bytes(4, "big")), "little")
+    return integer(hexlify((end & 0xFFFFFFFF).to_bytes(4, "big")), "little")
 
 
 class Unmapped:

@@ -215,7 +215,9 @@ class Publications(Bulk):
             return None
         if expires is not None:
             manifest.append([(key, entry)])
-        elif not manifest.publish_one(key, entry, old, last=not has_file):
+        elif manifest._depth:
+            manifest.publish_one(key, entry, old, last=not has_file)
+        elif not manifest.publish_alone(key, entry, old):
             return None
         self._seen = manifest.seen
         replaced: Sequence[str] = ()

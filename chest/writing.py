@@ -8,12 +8,13 @@ the lock is taken for several records, or how what others appended is read
 from __future__ import annotations
 
 import os
+from binascii import hexlify
 from collections.abc import Hashable, Mapping, Sequence
 
 from chest import errors, lifetime, system
 from chest.batches import Batch, dead_places
 from chest.index import AnyEntry
-from chest.log import IS_MOVED, word_at
+from chest.log import IS_MOVED, integer, word_at
 from chest.records import MARK, Entry
 from chest.system import locks
 from chest.tail import Tail
@@ -88,31 +89,15 @@ class Writing(Tail):
 
     def publish_one(
         self, key: Hashable, entry: Entry, old: AnyEntry | None, *, last: bool
-    ) -> bool:
-        """Publish one entry in the place of *old*, the live one of *key*.
+    ) -> None:
+        """Publish one entry in the place of *old*, the live one of *key*; lock held.
 
         It has no deadline, and its value lies in the log.
-
-        Where the lock is not held, it is taken for this. Then False may be returned, and
-        nothing is published: others have published since the log was read.
 
         When it is the *last* that needs the lock (no file has to go), others need not
         wait for what follows: it is given back, unless it was taken more than once.
         """
-        # What is published one by one goes this way, so each call counts.
         try:
-            if not self._depth:
-                if not self._ordinary:
-                    return False
-                locks.flock(self._home.lock_fd, locks.EXCLUSIVE)
-                self._depth = 1
-                if (
-                    self.word[1] != self.seen
-                    or not self.generation % LOOK_EACH
-                    or os.lseek(self._fd, 0, os.SEEK_END) != self._position
-                ):
-                    self._unlock()
-                    return False
             number = self.generation + 1
             seen = self._write(self._lines.line(entry, number))
             if last and self._depth == 1:
@@ -127,6 +112,59 @@ class Writing(Tail):
                 self._give_up(error)
             raise
         if lifetime.postponed and not self._depth:
+            lifetime.work_off()
+
+    def publish_alone(
+        self, key: Hashable, entry: Entry, old: AnyEntry | None, *, again: bool = False
+    ) -> bool:
+        """`publish_one` where the lock is not held: it is taken for this one.
+
+        False, and nothing was published: others have published since the log was read.
+        *again* says that nothing but the value differs from *old*, which lies in the log
+        as well.
+        """
+        # What is published one by one goes this way. The steps of `_write` and of
+        # `Index.change` are spelled out: calling them would take a twelfth longer.
+        if not self._ordinary:
+            return False
+        try:
+            lock_fd = self._home.lock_fd
+            locks.flock(lock_fd, locks.EXCLUSIVE)
+            self._depth = 1
+            end, number, fd, word = self._position, self.generation, self._fd, self.word
+            if not number % LOOK_EACH:
+                self._check_there()
+            if word[1] != self.seen or os.lseek(fd, 0, os.SEEK_END) != end:
+                self._unlock()
+                return False
+            number += 1
+            line = self._lines.line(entry, number)
+            size = len(line)
+            try:
+                done = os.pwrite(fd, line, end)
+                if done < size:
+                    system.pwrite_all(fd, line[done:], end + done)
+                self._position = end + size
+            except BaseException as error:
+                self._not_written(error, line, end)
+                raise
+            length = ((end + size) & 0xFFFFFFFF).to_bytes(4, "big")
+            word[1] = seen = integer(hexlify(length), "little")
+            locks.flock(lock_fd, locks.FREE)
+            self._depth = 0
+            entry.generation = number
+            index = self.index
+            if again and index.journal is None:
+                index.records += 1
+                index.entries[key] = entry
+            else:
+                index.change(key, entry, old)
+            self.generation, self.seen = number, seen
+        except BaseException as error:
+            self._cut_short(error)
+            self._give_up(error)
+            raise
+        if lifetime.postponed:
             lifetime.work_off()
         return True
 

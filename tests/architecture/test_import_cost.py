@@ -28,7 +28,7 @@ HEAVY = {
 }
 HEAVY_WITH_CHEST = HEAVY - {"heapdict", "msgspec", "xxhash"}
 MOST_MODULES = 30  # loaded by `import chest` beyond those of the bare interpreter
-MOST_MODULES_WITH_CHEST = 152  # the same once the class itself is asked for
+MOST_MODULES_WITH_CHEST = 153  # the same once the class itself is asked for
 
 
 def loaded_by(statement: str) -> set[str]:

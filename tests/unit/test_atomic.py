@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
 import sys
 import threading
 from collections.abc import Iterator
@@ -15,6 +17,7 @@ import pytest
 from chest import Chest, errors, expiry, records
 from chest.conditional import ABSENT, discard_if
 from chest.manifest import Manifest
+from chest.writing import LOOK_EACH
 
 
 @pytest.fixture
@@ -822,6 +825,93 @@ def test_a_counter_counts_on_whatever_becomes_of_it(tmp_path: Path) -> None:
         assert c.incr("n") == 6
         assert c.transact(lambda t: t["n"]) == other["n"] == 6
         assert c.memory_usage <= c.available_memory
+
+
+@pytest.mark.parametrize("in_memory", [False, True])
+@pytest.mark.parametrize("edge", [0, 1 << 15, 1 << 30, 1 << 31, 1 << 63, -(1 << 31)])
+def test_a_counter_is_exact_where_a_number_grows(
+    tmp_path: Path, edge: int, in_memory: bool
+) -> None:
+    """Its pickle, its bytes in memory and on the disk; upwards and downwards."""
+    with Chest(tmp_path / "c") as c, Chest(tmp_path / "c") as other:
+        if in_memory:
+            c["n"] = edge - 3
+        else:
+            c.incr("n", edge - 3)
+        for step, places in ((1, 6), (-1, 6)):
+            for _ in range(places):
+                expected = c["n"] + step if in_memory else other["n"] + step
+                assert c.incr("n", step) == expected
+                number = other["n"] if not in_memory else c["n"]
+                assert (number, type(number)) == (expected, int)
+                entry = c._manifest.index.get("n")
+                assert entry.nbytes == expected.__sizeof__()
+                assert entry.size == len(entry.value)
+                if in_memory:
+                    assert c.memory_usage == entry.nbytes
+    with Chest(tmp_path / "c") as c:
+        assert c["n"] == edge - 3
+
+
+def test_a_counter_of_a_closed_chest_is_refused(tmp_path: Path) -> None:
+    c = Chest(tmp_path / "c")
+    assert [c.incr("n"), c.incr("n")] == [1, 2]
+    c.close()
+    with pytest.raises(errors.ClosedError, match="closed"):
+        c.incr("n")
+
+
+def test_a_counter_whose_record_is_written_in_two_parts_is_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, parts = os.pwrite, []
+
+    def short(fd: int, data: bytes, offset: int) -> int:
+        parts.append(len(data))
+        return write(fd, data[:7] if len(parts) == 1 else data, offset)
+
+    with Chest(tmp_path / "c") as c, Chest(tmp_path / "c") as other:
+        assert [c.incr("n"), c.incr("n")] == [1, 2]
+        with monkeypatch.context() as patch:
+            patch.setattr("chest.writing.os.pwrite", short)
+            assert c.incr("n") == 3
+        assert parts == [parts[0], parts[0] - 7]
+        assert other.incr("n") == 4
+
+
+def test_a_counter_that_the_disk_refuses_is_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = os.pwrite
+
+    def refuse(fd: int, data: bytes, offset: int) -> int:
+        write(fd, data[:7], offset)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with Chest(tmp_path / "c") as c, Chest(tmp_path / "c") as other:
+        assert [c.incr("n"), c.incr("n")] == [1, 2]
+        with monkeypatch.context() as patch:
+            patch.setattr("chest.writing.os.pwrite", refuse)
+            with pytest.raises(errors.StoreError, match="could not be written to"):
+                c.incr("n")
+        assert other["n"] == c["n"] == 2
+        assert [other.incr("n"), c.incr("n")] == [3, 4]
+    with Chest(tmp_path / "c") as c:
+        assert c["n"] == 4
+
+
+def test_a_counter_of_a_chest_that_was_removed_says_so(tmp_path: Path) -> None:
+    """Not at once: who holds the log open looks for its name now and then."""
+    with Chest(tmp_path / "c") as c:
+        c.incr("n")
+        shutil.rmtree(tmp_path / "c")
+
+        def count() -> None:
+            for _ in range(2 * LOOK_EACH):
+                c.incr("n")
+
+        with pytest.raises(errors.DroppedError, match="removed"):
+            count()
 
 
 class Looks(int):

@@ -417,7 +417,10 @@ def count(manifest: Manifest, number: int) -> bool:
     old = manifest.index.get("n")
     birth = old.birth if old else manifest.index.next_birth()
     entry = Entry("n", birth, size=1, nbytes=28, value=b"%d" % number)
-    return manifest.publish_one("n", entry, old, last=True)
+    if not manifest._depth:
+        return manifest.publish_alone("n", entry, old, again=old is not None)
+    manifest.publish_one("n", entry, old, last=True)
+    return True
 
 
 def count_to(manifest: Manifest, last: int) -> None:
