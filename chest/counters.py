@@ -114,6 +114,8 @@ class Counters(Publications):
             lock.release()
         if names:
             self._after(names)
+        if manifest.overgrown:
+            self._log_grew()
         return total
 
     # -- steps -------------------------------------------------------------------------

@@ -384,13 +384,7 @@ class Engine(Packing):
         self._raise_first(failed)
         if self._settings.readonly:
             return
-        self._bury()
-        if not keep:
-            self._settle()
-        if self._manifest.wasteful or self._poor_packs() - self._unmoved:
-            self._compact()
-        elif not keep and self._manifest.wants_checkpoint:
-            self._checkpoint()
+        self._tidy(settle=not keep)
 
     def _release(self) -> None:
         """Give up the descriptors, and a temporary folder."""

@@ -446,6 +446,12 @@ class Index:
             if len(self.journal) > MOST_NOTED + len(self):
                 self.journal = None
 
+    @property
+    def alone(self) -> int:
+        """How many live entries are in no batch. O(packs)."""
+        packs = self.packs.values()
+        return len(self) - sum(tally.count - tally.dead for tally in packs)
+
     def pack_nbytes(self) -> int:
         """Bytes of all packed values, live or not. O(packs)."""
         return sum(tally.nbytes for tally in self.packs.values())

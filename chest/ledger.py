@@ -349,6 +349,11 @@ class Ledger(Keeper):
         finally:
             self._alone = False
             lock.release()
+        if manifest.overgrown and not manifest._depth:
+            self._log_grew()
+
+    def _log_grew(self) -> None:
+        """Called without a lock after a publication with which the log is overgrown."""
 
     # -- order -------------------------------------------------------------------------
 

@@ -44,6 +44,11 @@ class LogFile:
     _position: int
     _suspect: bool  # a write to the disk failed: what is there need not be
     _depth: int  # how often the lock was taken by this handle
+    # Whoever writes beyond a multiple of so many bytes has to keep the log short: 100,000
+    # increments, or as many small values as are packed in half a second.
+    upkeep_nbytes = 1 << 23
+    _turn: int  # the next multiple
+    overgrown: bool  # a record was written here beyond one
     _identity: tuple[int, int]  # of the folder
 
     def _register(self) -> None:
@@ -60,6 +65,7 @@ class LogFile:
 
     def mark_moved(self) -> None:
         """Tell everyone who has this file mapped to look at the folder again."""
+        self.overgrown = False
         self._set_word(MOVED)
 
     def _was_replaced(self) -> bool:
@@ -105,6 +111,8 @@ class LogFile:
             if self.sync:
                 system.sync_file(self._fd)
             self._position = end + size
+            if end + size > self._turn:
+                self._pass_turn(end)
         except BaseException as error:
             self._not_written(error, line, end)
             raise
@@ -127,6 +135,17 @@ class LogFile:
             self._announce()
         else:
             self._take_back(end)
+
+    def _pass_turn(self, begin: int) -> None:
+        """Note that the log is longer than it should become without being looked after.
+
+        That is up to one of those who write: whose record, from *begin* on, says so.
+        """
+        self._set_turn()
+        self.overgrown |= begin <= self._turn - self.upkeep_nbytes
+
+    def _set_turn(self) -> None:
+        self._turn = (self._position // self.upkeep_nbytes + 1) * self.upkeep_nbytes
 
     @property
     def written(self) -> int:

@@ -128,6 +128,7 @@ class Manifest(Writing):
         self._opening = 0  # how often the log was opened
         self._in_doubt = False  # what was read last, or published, is known in part
         self._unread = None
+        self._turn, self.overgrown = 0, False
         try:
             with folder.refusals(self.path, "could not be read"):
                 self._register()
@@ -214,8 +215,17 @@ class Manifest(Writing):
 
     @property
     def wasteful(self) -> bool:
-        """The log holds more than twice as many records as live entries."""
-        return self.index.records > COMPACT_FROM + 2 * len(self.index)
+        """The log holds more than twice as many entries as live ones.
+
+        Or it is long, and has more than twice as many records as it would have anew.
+        """
+        index = self.index
+        if index.records > COMPACT_FROM + 2 * len(index):
+            return True
+        if self._position <= self.upkeep_nbytes:
+            return False
+        records = self.generation - self._first
+        return records > COMPACT_FROM + 2 * (len(index.batches) + index.alone)
 
     @property
     def wants_checkpoint(self) -> bool:
@@ -348,13 +358,14 @@ class Manifest(Writing):
             self._growing = Index(given, header.birth)
             self.word = self._map_word()
             self._position = self._start = len(line)
-            self._unread = None
+            self._unread, self.overgrown = None, False
             if checkpointed:
                 self._load_checkpoint()
             self._read_new()
             self._growing.end_again(self.index.expired)
             self.index = self._growing
             self.seen = self._at_position()
+            self._set_turn()
             self.changed, self.reloaded = set(), False
         elif head and self._legacy is not None:
             self._load_legacy()

@@ -293,6 +293,30 @@ class Packing(Ledger):
             written.append(self._spill.inline(job, data))
         return written
 
+    def _tidy(self, *, settle: bool = True) -> None:
+        """Shorten what opening has to read, and what memory has to hold of it.
+
+        As far as that pays.
+        """
+        self._bury()
+        if settle:
+            self._settle()
+        if self._manifest.wasteful or self._poor_packs() - self._unmoved:
+            self._compact()
+        elif settle and self._manifest.wants_checkpoint:
+            self._checkpoint()
+
+    def _log_grew(self) -> None:
+        # docstring inherited
+        if self.lock._is_owned() or self._closed:  # type: ignore[attr-defined]
+            return  # a later publication comes here
+        self._manifest.overgrown = False
+        try:
+            self._tidy()
+        except errors.ChestError as error:
+            # Whoever published has done so; the next who does as much tries again.
+            log.warning("%s was not tidied up: %s", self.path, error)
+
     def _bury(self) -> None:
         """Publish that expired keys are gone, and give their space back."""
         self._look()

@@ -82,6 +82,8 @@ class Publications(Bulk):
             lock.release()
         if names:
             self._after(names)
+        if self._manifest.overgrown:
+            self._log_grew()
         return names is not REFUSED
 
     def _put_small(
@@ -135,6 +137,8 @@ class Publications(Bulk):
         finally:
             self._alone = False
             self._unlock()
+        if manifest.overgrown:
+            self._log_grew()
         return True
 
     def _put_if(self, new: New, allowed: Allowed | None) -> bool:

@@ -119,7 +119,8 @@ class Writing(Tail):
     ) -> bool:
         """`publish_one` where the lock is not held: it is taken for this one.
 
-        False, and nothing was published: others have published since the log was read.
+        False, and nothing was published: others have published since the log was read,
+        or it would be `overgrown`.
         *again* says that nothing but the value differs from *old*, which lies in the log
         as well.
         """
@@ -134,12 +135,16 @@ class Writing(Tail):
             end, number, fd, word = self._position, self.generation, self._fd, self.word
             if not number % LOOK_EACH:
                 self._check_there()
-            if word[1] != self.seen or os.lseek(fd, 0, os.SEEK_END) != end:
-                self._unlock()
-                return False
             number += 1
             line = self._lines.line(entry, number)
             size = len(line)
+            if (
+                word[1] != self.seen
+                or os.lseek(fd, 0, os.SEEK_END) != end
+                or end + size > self._turn
+            ):
+                self._unlock()
+                return False
             try:
                 done = os.pwrite(fd, line, end)
                 if done < size:

@@ -35,6 +35,7 @@ UNSEEN = (
     "self._alone = False",
     "manifest, depth = self._manifest, 0",
     "self._end(lock)",
+    "self._ledger._end(self._lock)",
     "self._unlock()",
     "lock.release()",
 )

@@ -7,6 +7,7 @@ import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import hypothesis
 import hypothesis.stateful
@@ -22,6 +23,7 @@ from hypothesis.stateful import (
 )
 
 from chest import Chest
+from chest.manifest import Manifest
 from tests.failures import faults, scenes
 
 KEYS = st.sampled_from(
@@ -37,14 +39,17 @@ VALUES = st.one_of(
 )
 PAIRS = st.dictionaries(KEYS, VALUES, max_size=4)
 MANY = st.tuples(st.integers(0, 60), st.integers(70, 200), st.integers(0, 9))
+UPKEEP = st.sampled_from([300, 3_000, 1 << 23])  # bytes of the log
 BUDGETS = st.sampled_from([0, 1_000, 30_000, 1_000_000, 1_000_000_000])
 
 
 class AgainstDict(RuleBasedStateMachine):
     """The model is ``self.model``: what this process should see."""
 
-    @initialize(budget=BUDGETS)
-    def begin(self, budget: int) -> None:
+    @initialize(budget=BUDGETS, upkeep=UPKEEP)
+    def begin(self, budget: int, upkeep: int) -> None:
+        self.patch = mock.patch.object(Manifest, "upkeep_nbytes", upkeep)
+        self.patch.start()
         self.top = tempfile.mkdtemp()
         self.path = os.path.join(self.top, "c")
         self.c = Chest(self.path, available_memory=budget)
@@ -247,6 +252,7 @@ class AgainstDict(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         if hasattr(self, "c"):
+            self.patch.stop()
             self.c.close()
             with Chest(self.path) as c:
                 assert list(c) == list(self.model)

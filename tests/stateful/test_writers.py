@@ -11,14 +11,16 @@ import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
 from chest import Chest, Ordered
+from chest.manifest import Manifest
 from tests.failures import faults, scenes
-from tests.stateful.test_model import run
+from tests.stateful.test_model import UPKEEP, run
 
 WRITERS = 3
 WHO = st.integers(0, WRITERS - 1)
@@ -33,8 +35,13 @@ LONG = 10_000_000.0  # seconds
 class Writers(RuleBasedStateMachine):
     """The model is ``self.model``: what anybody should see who looks."""
 
-    @initialize(budget=st.sampled_from([0, 1_000, 1_000_000]))
-    def begin(self, budget: int) -> None:
+    @initialize(
+        budget=st.sampled_from([0, 1_000, 1_000_000]),
+        upkeep=UPKEEP,
+    )
+    def begin(self, budget: int, upkeep: int) -> None:
+        self.patch = mock.patch.object(Manifest, "upkeep_nbytes", upkeep)
+        self.patch.start()
         self.top = tempfile.mkdtemp()
         self.path = os.path.join(self.top, "c")
         self.budget = budget
@@ -133,6 +140,7 @@ class Writers(RuleBasedStateMachine):
         assert c.verify() == []
 
     def teardown(self) -> None:
+        self.patch.stop()
         if not hasattr(self, "model"):
             return
         with Chest(self.path, readonly=True) as fresh:
