@@ -217,15 +217,16 @@ class Manifest(Writing):
     def wasteful(self) -> bool:
         """The log holds more than twice as many entries as live ones.
 
-        Or it is long, and has more than twice as many records as it would have anew.
+        Or it is long, and has more than twice as many records as it would have anew:
+        so many more that a new checkpoint, of all keys, pays as well.
         """
         index = self.index
         if index.records > COMPACT_FROM + 2 * len(index):
             return True
         if self._position <= self.upkeep_nbytes:
             return False
-        records = self.generation - self._first
-        return records > COMPACT_FROM + 2 * (len(index.batches) + index.alone)
+        records, anew = self.generation - self._first, len(index.batches) + index.alone
+        return records > COMPACT_FROM + 2 * anew + len(index) // CHECKPOINT_SHARE
 
     @property
     def wants_checkpoint(self) -> bool:

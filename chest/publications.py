@@ -137,8 +137,6 @@ class Publications(Bulk):
         finally:
             self._alone = False
             self._unlock()
-        if manifest.overgrown:
-            self._log_grew()
         return True
 
     def _put_if(self, new: New, allowed: Allowed | None) -> bool:
