@@ -24,6 +24,7 @@ PACKAGE = os.path.dirname(chest.__file__)
 UNSEEN = (
     "try:",
     "with self.lock",
+    "with self._lock",
     "with self._mutex",
     "with self._leased(item)",
     "self._mutex,",
