@@ -260,9 +260,11 @@ class MemoryTier:
     def drop(self, slot: Slot) -> None:
         """Let a value go; nothing happens when it has gone already."""
         if slot.alive:
-            del self.slots[slot.key]
-            old = self.values.pop(slot.key)  # T5
+            # In this order: after Ctrl-C `mend` knows one that is half gone, and the
+            # policy does not offer it any more.
             self._release(slot)
+            old = self.values.pop(slot.key)  # T5
+            del self.slots[slot.key]
             del old
 
     def forget(self, key: Hashable) -> None:
@@ -295,9 +297,9 @@ class MemoryTier:
         for slot in slots:
             if slot.dirty or not slot.alive or (stay and id(slot) in stay):
                 continue
-            del known[slot.key]
+            self._release(slot)  # in the order of `drop`
             gone.append(values.pop(slot.key))
-            self._release(slot)
+            del known[slot.key]
         self._none_left()
         del gone
 

@@ -32,6 +32,7 @@ UNSEEN = (
     "locks.flock(self._handle._home.lock_fd, locks.FREE)",
     'with open("/proc/self/mountinfo"',
     "with self._publishing(",
+    "with (",
     "self._ledger._alone = self._alone",
     "self._alone = False",
     "manifest, depth = self._manifest, 0",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from typing import Any
 
 import numpy as np
 import pytest
@@ -180,3 +181,32 @@ def test_hits_between_sets_do_not_grow_it(name: str) -> None:
         memory.note()
         memory.forget(f"k{round_}")
     assert len(memory.uses) <= RECENT + 200
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_a_value_that_is_half_gone_is_not_offered_any_more(
+    memory: MemoryTier, together: bool
+) -> None:
+    """Ctrl-C amid `drop`: else its slot would be a victim without a value."""
+
+    class Interrupting(dict[str, object]):
+        def pop(self, *arguments: Any) -> Any:
+            raise KeyboardInterrupt
+
+    slots = [put(memory, name, bytes(size)) for name, size in (("a", 60), ("b", 70))]
+    slots[0].dirty = False
+    memory.settle()
+    whole, memory.values = memory.values, Interrupting(memory.values)
+    drop = memory.drop_clean if together else lambda slots: memory.drop(slots[0])
+    with pytest.raises(KeyboardInterrupt):
+        drop(slots)
+    memory.values = whole
+    memory.mend()
+    memory.settle()
+    assert not slots[0].alive
+    assert memory.slots.keys() == memory.values.keys() == {"a", "b"}
+    assert memory.used == sum(slot.nbytes for slot in memory.slots.values())
+    memory.drop(memory.slots["a"])
+    memory.budget = 0
+    victims, _ = memory.victims()
+    assert victims == [memory.slots["b"]]
