@@ -21,6 +21,7 @@ from collections.abc import Hashable, Sequence
 from typing import Any
 
 from chest import errors, lifetime, system
+from chest.base import INDEX
 from chest.batches import Packed
 from chest.errors import short
 from chest.folder import (
@@ -51,6 +52,7 @@ __all__ = ["Engine", "is_readonly_array"]
 log = logging.getLogger("chest")
 
 MISSING: Any = object()
+OTHERS = (INDEX, LOCK, HOST)  # files of chest's that belong to no value
 MOST_SWEEPS = 5  # times that a temporary folder is removed
 MOST_LOOKS = 100  # times a reader follows a key that others keep replacing
 
@@ -427,18 +429,42 @@ class Engine(Packing):
             self._manifest.mark_moved()
             home.unlink(NAME, missing_ok=True)
             for name in list(home.names()):
-                if name.startswith((TEMPORARY, DAMAGED)) or name in (LOCK, HOST):
+                if name.startswith((TEMPORARY, DAMAGED)) or name in OTHERS:
                     self._spill.store.delete(name)
             for queue in queues:
                 _drop_queue(queue)
         self._release()
+
+    def _log_grew(self) -> None:
+        # docstring inherited
+        if self.lock._is_owned() or self._closed:  # type: ignore[attr-defined]
+            return  # a later publication comes here
+        self._manifest.overgrown = gone = False
+        try:
+            self._tidy()
+        except (errors.ClosedError, errors.DroppedError) as error:
+            gone = True  # by another thread, or another process
+            log.info("%s was not tidied up: %s", self.path, error)
+        except errors.ChestError as error:
+            # Whoever published has done so; the next who does as much tries again.
+            log.warning("%s was not tidied up: %s", self.path, error)
+        if gone or self._closed:
+            # What was begun here may have kept a dropped chest's folder from going.
+            with contextlib.suppress(OSError):
+                self._remove_empty()
+
+    def _remove_empty(self) -> None:
+        """Remove the folder if nothing is in it, unless somebody has made another."""
+        status = os.stat(self.path)
+        if (status.st_dev, status.st_ino) == self._manifest._identity:
+            os.rmdir(self.path)
 
     def _remove_folder(self) -> None:
         """Delete the folder of a closed chest when nothing is in it."""
         # Closed, because NFS and FUSE keep a deleted file as long as somebody has it
         # open, under a name of their own in the folder.
         try:
-            os.rmdir(self.path)
+            self._remove_empty()
         except FileNotFoundError:
             pass  # a temporary one, which goes when it is closed
         except OSError:

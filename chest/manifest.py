@@ -179,6 +179,8 @@ class Manifest(Writing):
         if self.readonly:
             self.check_writable()
         if self._depth:
+            if self._in_doubt:  # what was published within was cut short
+                self._prepare_to_write()
             self._depth += 1
             return
         try:
@@ -359,7 +361,7 @@ class Manifest(Writing):
             self._growing = Index(given, header.birth)
             self.word = self._map_word()
             self._position = self._start = len(line)
-            self._unread, self.overgrown = None, False
+            self._unread = None
             if checkpointed:
                 self._load_checkpoint()
             self._read_new()
@@ -367,6 +369,7 @@ class Manifest(Writing):
             self.index = self._growing
             self.seen = self._at_position()
             self._set_turn()
+            self.overgrown &= self._position > self.upkeep_nbytes
             self.changed, self.reloaded = set(), False
         elif head and self._legacy is not None:
             self._load_legacy()

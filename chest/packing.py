@@ -302,20 +302,9 @@ class Packing(Ledger):
         if settle:
             self._settle()
         if self._manifest.wasteful or self._poor_packs() - self._unmoved:
-            self._compact()
+            self._compact(surely=False)
         elif settle and self._manifest.wants_checkpoint:
             self._checkpoint()
-
-    def _log_grew(self) -> None:
-        # docstring inherited
-        if self.lock._is_owned() or self._closed:  # type: ignore[attr-defined]
-            return  # a later publication comes here
-        self._manifest.overgrown = False
-        try:
-            self._tidy()
-        except errors.ChestError as error:
-            # Whoever published has done so; the next who does as much tries again.
-            log.warning("%s was not tidied up: %s", self.path, error)
 
     def _bury(self) -> None:
         """Publish that expired keys are gone, and give their space back."""
@@ -423,14 +412,17 @@ class Packing(Ledger):
             if type(slot.entry) is Packed and slot.entry.name not in held
         )
 
-    def _compact(self) -> int:
-        """Rewrite packs that are half dead or too many, then the manifest, then sweep."""
+    def _compact(self, *, surely: bool = True) -> int:
+        """Rewrite packs that are half dead or too many, then the manifest, then sweep.
+
+        Unless it is to be done *surely*, not where somebody else just did it.
+        """
         self._settle()
         self._bury()
         for _ in range(MOST_REWRITES):
             swept = self._rewrite(moving=True)
-            if swept is not None:
-                return swept
+            if swept is not None or not surely:
+                return swept or 0
         with self._publishing():  # now nobody else can be quicker
             return self._rewrite(moving=False) or 0
 

@@ -133,8 +133,6 @@ class Writing(Tail):
             locks.flock(lock_fd, locks.EXCLUSIVE)
             self._depth = 1
             end, number, fd, word = self._position, self.generation, self._fd, self.word
-            if not number % LOOK_EACH:
-                self._check_there()
             number += 1
             line = self._lines.line(entry, number)
             size = len(line)
@@ -145,6 +143,8 @@ class Writing(Tail):
             ):
                 self._unlock()
                 return False
+            if not number % LOOK_EACH:
+                self._check_there()  # it has not moved, as the word says
             try:
                 done = os.pwrite(fd, line, end)
                 if done < size:

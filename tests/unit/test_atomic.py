@@ -7,7 +7,7 @@ import os
 import shutil
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import pytest
 
 from chest import Chest, errors, expiry, records
 from chest.conditional import ABSENT, discard_if
+from chest.index import Index
 from chest.manifest import Manifest
 from chest.writing import LOOK_EACH
 
@@ -898,6 +899,53 @@ def test_a_counter_that_the_disk_refuses_is_as_it_was(
         assert [other.incr("n"), c.incr("n")] == [3, 4]
     with Chest(tmp_path / "c") as c:
         assert c["n"] == 4
+
+
+@pytest.mark.parametrize("before", range(LOOK_EACH - 2, LOOK_EACH + 2))
+def test_a_counter_counts_on_where_others_have_compacted(
+    tmp_path: Path, before: int
+) -> None:
+    """The log that is open has no name any more; that is no removal."""
+    with Chest(tmp_path / "c") as c, Chest(tmp_path / "c") as other:
+        for _ in range(before):
+            c.incr("n")
+        other.compact()
+        assert c.incr("n") == before + 1
+        assert other.incr("n") == before + 2
+
+
+@pytest.mark.parametrize("act", ["incr", "add", "del", "set_many"])
+def test_what_follows_an_interruption_within_a_transaction_is_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, act: str
+) -> None:
+    """Written, and not known to be: the next record took its number."""
+    acts: dict[str, Callable[[], object]] = {
+        "incr": lambda: c.incr("n"),
+        "add": lambda: c.add("new", 1),
+        "del": lambda: c.__delitem__("old"),
+        "set_many": lambda: c.set_many({"x": 1, "y": 2}),
+    }
+
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    def change(t: Any) -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(Index, "change", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                c.incr("n")
+        acts[act]()
+
+    with Chest(tmp_path / "c") as c, Chest(tmp_path / "c") as other:
+        c.add("old", 0)
+        assert [c.incr("n"), c.incr("n")] == [1, 2]
+        c.transact(change)
+        expected = dict(c.items())
+        assert expected["n"] == (4 if act == "incr" else 3)
+        assert dict(other.items()) == expected
+        assert [other.incr("n"), c.incr("n")] == [expected["n"] + 1, expected["n"] + 2]
+    with Chest(tmp_path / "c") as c:
+        assert dict(c.items()) == {**expected, "n": expected["n"] + 2}
 
 
 def test_a_counter_of_a_chest_that_was_removed_says_so(tmp_path: Path) -> None:

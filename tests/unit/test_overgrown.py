@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ import pytest
 from chest import Chest, errors
 from chest.conditional import ABSENT, set_if, transform
 from chest.manifest import Manifest
+from chest.rewrite import Rewrite
 
 UPKEEP_NBYTES = 16_384
 TIMES = 1_200  # of what makes records of 70 bytes and more
@@ -143,6 +146,54 @@ def test_what_was_published_stays_when_tidying_up_fails(
         c["last"] = 1
     with Chest(tmp_path / "c") as c:
         assert len(c) == TIMES + 1
+
+
+@pytest.mark.parametrize("dropped_by", ["another thread", "another chest"])
+def test_a_folder_that_is_dropped_meanwhile_goes(
+    dropped_by: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Though who tidies up puts a file into it; and there is nothing to warn of."""
+    path = tmp_path / "c"
+    begun, emptied, written, dropped = (threading.Event() for _ in range(4))
+    write, release = Rewrite.write, Chest._release
+
+    def slow(rewrite: Rewrite, *, log: bool) -> None:
+        begun.set()
+        assert emptied.wait(60)
+        write(rewrite, log=log)
+        written.set()
+        assert dropped.wait(60)
+
+    def with_a_file_in_it(c: Chest) -> None:
+        emptied.set()
+        assert written.wait(60)
+        release(c)
+
+    monkeypatch.setattr(Rewrite, "write", slow)
+    monkeypatch.setattr(Chest, "_release", with_a_file_in_it)
+    c, other = Chest(path), Chest(path)
+
+    def count() -> None:
+        with contextlib.suppress(errors.ClosedError, errors.DroppedError):
+            while True:
+                c.incr("n")
+
+    thread = threading.Thread(target=count)
+    with caplog.at_level(logging.WARNING, "chest"):
+        thread.start()
+        assert begun.wait(60)
+        (c if dropped_by == "another thread" else other).drop()
+        assert path.exists()
+        dropped.set()
+        thread.join()
+    assert not path.exists()
+    assert caplog.records == []
+    for each in (c, other):
+        with contextlib.suppress(errors.DroppedError):
+            each.close()
 
 
 def test_within_a_transaction_nothing_is_tidied_up(

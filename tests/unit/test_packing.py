@@ -307,6 +307,20 @@ def test_drop_removes_packs_and_leaves_foreign_files(chest_dir: Path) -> None:
         assert dict(c) == {}
 
 
+def test_drop_removes_the_checkpoint_and_the_folder(
+    chest_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("chest.rewrite.CHECKPOINT_FROM", 64)
+    for closed in (False, True):
+        c = Chest(MANY, chest_dir)
+        c.flush()
+        assert (chest_dir / ".index").exists()
+        if closed:
+            c.close()
+        c.drop()
+        assert not chest_dir.exists()
+
+
 def test_clear_leaves_no_pack_and_a_chest_that_opens(chest_dir: Path) -> None:
     reader = Chest(chest_dir)
     with Chest(MANY, chest_dir) as c:
