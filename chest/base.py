@@ -32,6 +32,7 @@ __all__ = ["INDEX", "LOST", "About", "AnyEntry", "Base", "alone", "open_base", "
 log = logging.getLogger("chest")
 
 INDEX = ".index"  # the checkpoint's file
+QUOTE = ord('"')  # with it the text of a str begins, which is canonical
 
 AnyEntry = Entry | Packed
 
@@ -460,7 +461,8 @@ def _rows_of(
     """
     import numpy as np
 
-    texts, born = batch.texts(), np.array(batch.births(), np.int64)
+    texts, born = batch.texts(), np.array(batch.born(), np.int64)
+    born += batch.record.birth
     starts = np.full(len(texts), batch.keys_at, np.uint64)
     starts[1:] += np.array(batch.key_ends()[:-1], np.uint64)
     where = np.arange(len(texts), dtype=np.uint64)
@@ -472,7 +474,9 @@ def _rows_of(
     odd: list[int] = []
     if batch.mentions(PICKLED):
         odd = [row for row, text in enumerate(texts) if PICKLED in text]
-    hashes = np.array(_hashes(texts), np.uint64)
+    first = np.frombuffer(batch.block, np.uint8)[starts.astype(np.intp)]
+    plain = bool((first == QUOTE).all())
+    hashes = np.array([*map(_digest, texts)] if plain else _hashes(texts), np.uint64)
     return (hashes, born, where | np.uint64(number << 32), starts), odd
 
 
@@ -492,8 +496,7 @@ def _by_batch(
 
 def _hashes(texts: Iterable[bytes]) -> list[int]:
     """The hashes of the keys with these JSON texts."""
-    # A str's text begins with a quote, and is canonical.
-    return [_digest(text) if text[0] == 34 else _hash_of(text) for text in texts]
+    return [_digest(text) if text[0] == QUOTE else _hash_of(text) for text in texts]
 
 
 def _hash_of(text: bytes) -> int:

@@ -235,8 +235,13 @@ class Batch:
 
     def births(self) -> list[int]:
         """All births."""
-        base, count = self.record.birth, self.record.count
-        return [base + each for each in self._table()[2 * count : 3 * count].tolist()]
+        base = self.record.birth
+        return [base + each for each in self.born().tolist()]
+
+    def born(self) -> memoryview:
+        """All births, counted from the record's."""
+        count = self.record.count
+        return self._table()[2 * count : 3 * count]
 
     def generations(self) -> list[int]:
         """What `generation` says of all places."""

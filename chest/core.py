@@ -227,8 +227,8 @@ class Chest(Arrays, Atomic):
         # Asking twice is quicker than keeping the value meanwhile: the value's memory is
         # touched last, so that the processor need not wait for it.
         if key in self._values:
-            self._count()
-            self._touch(key)
+            next(self._hits)
+            self._touched.append(key)
             try:
                 return self._values[key]
             except KeyError:

@@ -96,7 +96,7 @@ class Counters(Publications):
                     self._seen, self._counted = manifest.seen, (entry, total)
                     if slot is not None and slot.alive:
                         slot.entry, self._values[key] = entry, total
-                        self._touch(key)
+                        self._touched.append(key)
                     elif key in self._values:
                         self._forget_old(key)
                     spill = self._spill

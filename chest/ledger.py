@@ -46,11 +46,11 @@ class Ledger(Keeper):
         "_acquire",
         "_alone",
         "_closed",
-        "_count",
         "_counted",
         "_each",
         "_explicitly_given_path",
         "_freed",
+        "_hits",
         "_manifest",
         "_memory",
         "_nesting",
@@ -63,7 +63,7 @@ class Ledger(Keeper):
         "_slots",
         "_spill",
         "_spills",
-        "_touch",
+        "_touched",
         "_unlock",
         "_unmoved",
         "_unusual",
@@ -111,7 +111,7 @@ class Ledger(Keeper):
             raise
         self._manifest = self._spill.manifest
         self._nesting = self._spill.nesting
-        self._count, self._touch = self._memory.count, self._memory.touch
+        self._hits, self._touched = self._memory.counter, self._memory.touched
         self._spills = self._freed = 0
         # The entry that the last increment has made, and the number that it says.
         self._counted: tuple[Any, Any] = NOTHING_COUNTED

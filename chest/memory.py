@@ -26,7 +26,6 @@ import sys
 import threading
 from collections import deque
 from collections.abc import (
-    Callable,
     Collection,
     Hashable,
     Iterable,
@@ -147,8 +146,8 @@ class MemoryTier:
     Notes
     -----
     Not thread-safe but for what a hit does; the chest's lock is held around the rest. A
-    hit looks into `values`, and calls `count` and `touch`: no slot is touched, which
-    would be another two cache misses.
+    hit looks into `values`, and takes one of `counter` and adds to `touched`: no slot is
+    looked at, which would be another two cache misses.
     """
 
     def __init__(self, budget: int, policy: Policy) -> None:
@@ -159,19 +158,17 @@ class MemoryTier:
         self.fresh: dict[Hashable, int | None] = {}
         self.newest: list[Hashable] = []
         self.used = self.changes = 0
-        # What is left tells how many there were; the cheapest that Python has to count
-        # with, a fifth less for a hit than `itertools.count`, which makes numbers.
-        self._left = itertools.repeat(None, MOST_HITS)
-        self.count = self._left.__next__  # of hits
+        # What is left tells how many hits there were; the cheapest that Python has to
+        # count with, a fifth less for a hit than `itertools.count`, which makes numbers.
+        self.counter: Iterator[None] = itertools.repeat(None, MOST_HITS)
         self._tick = 0
         self._slotted = 0  # what of `used` is not bare
         # Keys in the order in which they came or were used, since `settle`; the latest
         # of them wait in `newest` and, after those, in `touched`.
         self.uses: list[Hashable] = []
-        self.touched: deque[Hashable] | dict[Hashable, None] = deque(maxlen=RECENT)
-        self.touch: Callable[[Hashable], object] = self.touched.append
+        self.touched: deque[Hashable] | _LastUses = deque(maxlen=RECENT)
         if isinstance(policy, eviction.LeastRecent):
-            self.touched, self.touch = {}, self._touch_last
+            self.touched = _LastUses()
         self._leaving = 0
         self._buffers: dict[int, list[int]] = {}  # address: [slots, bytes]
 
@@ -388,7 +385,7 @@ class MemoryTier:
     @property
     def hits(self) -> int:
         """Values found in memory."""
-        return MOST_HITS - operator.length_hint(self._left)
+        return MOST_HITS - operator.length_hint(self.counter)
 
     def note(self) -> None:
         """Take over what came, and then what was used, since the last call."""
@@ -405,8 +402,9 @@ class MemoryTier:
             self.uses += touched
             touched.clear()
         if len(self.uses) > RECENT + 2 * len(self.values):
-            last = dict.fromkeys(reversed(self.uses))
-            self.uses = [key for key in reversed(last) if key in self.values]
+            self.uses = [*filter(self.values.__contains__, self.uses)]
+            if len(self.uses) > RECENT + 2 * len(self.values):
+                self.uses = [*reversed(dict.fromkeys(reversed(self.uses)))]
 
     def settle(self) -> None:
         """Give each value a slot, and bring them into the order of their last use."""
@@ -425,12 +423,6 @@ class MemoryTier:
                 add(slot)
         self._tick = tick
         self.uses.clear()
-
-    def _touch_last(self, key: Hashable) -> None:
-        """`touch` where recency is all that counts: no hit may be forgotten."""
-        touched: Any = self.touched
-        touched.pop(key, None)
-        touched[key] = None
 
     def _made(self, key: Hashable) -> Slot:
         """A slot for a value that is bare."""
@@ -503,6 +495,17 @@ class MemoryTier:
             if not known[0]:
                 del self._buffers[address]
                 self._count_bytes(-known[1])
+
+
+class _LastUses(dict[Hashable, None]):
+    """Each key in its last place: where recency is all that counts, none is forgotten."""
+
+    __slots__ = ()
+
+    def append(self, key: Hashable) -> None:
+        """Put *key* last."""
+        self.pop(key, None)
+        self[key] = None
 
 
 class Slots:

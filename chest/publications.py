@@ -256,7 +256,7 @@ class Publications(Bulk):
             # that was there: a slot need not be made.
             slot.entry = entry
             self._values[key] = value
-            self._touch(key)
+            self._touched.append(key)
             return
         if slot is not None and slot.dirty:
             self._fresh.pop(key, None)

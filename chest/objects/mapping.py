@@ -83,8 +83,8 @@ class ObjectChest(ObjectAtomic):
             The store does not answer.
         """
         if self._valid(key) is not None:
-            self._memory.count()
-            self._memory.touch(key)
+            next(self._memory.counter)
+            self._memory.touched.append(key)
             with contextlib.suppress(KeyError):  # another thread has just let it go
                 return self._values[key]
         return self._fetch(key)[0]

@@ -162,10 +162,10 @@ def test_bare_and_other_values_leave_in_the_order_of_their_last_use(name: str) -
     memory = MemoryTier(1_000, policy(name))
     came(memory, "a", "x" * 200)
     came(memory, "b", "x" * 200)
-    memory.touch("a")
+    memory.touched.append("a")
     memory.put("c", "x" * 200, *weigh("x" * 200))
     memory.came("d", "x" * 200, weigh("x" * 200)[0])
-    memory.touch("c")
+    memory.touched.append("c")
     came(memory, "e", "x" * 200)
     victims, _ = memory.victims(0)
     assert "".join(slot.key for slot in victims) == "badce"
@@ -176,7 +176,7 @@ def test_hits_between_sets_do_not_grow_it(name: str) -> None:
     memory = MemoryTier(10**9, policy(name))
     for round_ in range(100):
         for _ in range(200):
-            memory.touch("a")
+            memory.touched.append("a")
         came(memory, f"k{round_}", "x")
         memory.note()
         memory.forget(f"k{round_}")
