@@ -122,10 +122,9 @@ class Counters(Publications):
 
     def _forget_old(self, key: Hashable) -> None:
         """Let go of a number that a signal's handler has just brought into memory."""
-        if key in self._values:
-            slot = self._slots[key]
-            if not slot.dirty:
-                self._memory.drop(slot)
+        slot = self._slots[key]
+        if not slot.dirty:
+            self._memory.drop(slot)
 
     def _add_up(
         self, key: Hashable, delta: Any, default: Any

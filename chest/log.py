@@ -102,7 +102,7 @@ class LogFile:
 
         Returns the word that says so.
         """
-        # Each publication comes here: calls are few, and spelled out.
+        # Most publications come here: calls are few, and spelled out.
         end, size = self._position, len(line)
         try:
             done = os.pwrite(self._fd, line, end) if POSIX else 0

@@ -132,8 +132,8 @@ class Writing(Tail):
             lock_fd = self._home.lock_fd
             locks.flock(lock_fd, locks.EXCLUSIVE)
             self._depth = 1
-            end, number, fd, word = self._position, self.generation, self._fd, self.word
-            number += 1
+            end, fd, word = self._position, self._fd, self.word
+            number = self.generation + 1
             line = self._lines.line(entry, number)
             size = len(line)
             if (
