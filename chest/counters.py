@@ -122,8 +122,8 @@ class Counters(Publications):
 
     def _forget_old(self, key: Hashable) -> None:
         """Let go of a number that a signal's handler has just brought into memory."""
-        slot = self._slots[key]
-        if not slot.dirty:
+        slot = self._slots.get(key)
+        if slot is not None and not slot.dirty:
             self._memory.drop(slot)
 
     def _add_up(
